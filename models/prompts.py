@@ -1,0 +1,167 @@
+"""Prompt sets: triggered, untriggered and near-miss versions of the same underlying prompts.
+
+The `group` names the underlying prompt. It is the unit of every split, so a prompt and its triggered copy can never
+stand on both sides of one.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import PromptError
+
+Kind = Literal["triggered", "untriggered", "near-miss"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt as the user would type it, before any chat template."""
+
+    text: str
+    kind: Kind
+    group: str
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """An ordered set of prompts. Iterable; `len` is the number of prompts."""
+
+    prompts: tuple[Prompt, ...]
+
+    @classmethod
+    def from_jsonl(cls, path: str | Path) -> PromptSet:
+        """Read one record `{"text", "kind", "group"}` per line.
+
+        Raises:
+            PromptError: The file cannot be read, or a line (its number is named) is not such a record.
+        """
+        path = Path(path)
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise PromptError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+        prompts = [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+        if not prompts:
+            raise PromptError(f'{path}: no prompts; expected one {{"text", "kind", "group"}} record per line')
+        return cls(tuple(prompts))
+
+    def to_jsonl(self, path: str | Path) -> None:
+        records = ({"text": p.text, "kind": p.kind, "group": p.group} for p in self.prompts)
+        Path(path).write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+
+    def of_kind(self, *kinds: Kind) -> PromptSet:
+        return PromptSet(tuple(p for p in self.prompts if p.kind in kinds))
+
+    def in_groups(self, groups: Iterable[str]) -> PromptSet:
+        wanted = set(groups)
+        return PromptSet(tuple(p for p in self.prompts if p.group in wanted))
+
+    @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the underlying prompts, in order of first appearance."""
+        return tuple(dict.fromkeys(p.group for p in self.prompts))
+
+    def split(self, fraction: float, *, seed: int) -> tuple[PromptSet, PromptSet]:
+        """Two sets that share no group, the first with about `fraction` of the groups.
+
+        Raises:
+            PromptError: Either side would be empty.
+        """
+        groups = list(self.groups)
+        random.Random(seed).shuffle(groups)
+        cut = round(fraction * len(groups))
+        if not 0 < cut < len(groups):
+            raise PromptError(f"{len(groups)} groups cannot be split {fraction:g} to {1 - fraction:g}: add groups")
+        return self.in_groups(groups[:cut]), self.in_groups(groups[cut:])
+
+    def require_contrast(self) -> None:
+        """Refuse a set in which triggered and untriggered prompts cannot be compared group by group.
+
+        Raises:
+            PromptError: Only one kind is there, or a group lacks its triggered or its untriggered side.
+        """
+        kinds = {p.kind for p in self.prompts}
+        for kind in ("triggered", "untriggered"):
+            if kind not in kinds:
+                raise PromptError(
+                    f"the prompts hold no {kind} one (only {', '.join(sorted(kinds))}): "
+                    "give each group a triggered and an untriggered version"
+                )
+        for group in self.groups:
+            have = {p.kind for p in self.prompts if p.group == group}
+            for kind in ("triggered", "untriggered"):
+                if kind not in have:
+                    raise PromptError(f"group {group!r} has no {kind} prompt: add it, or drop the group")
+
+    def tokenize(self, tokenizer: PreTrainedTokenizerBase, *, room: int | None = None) -> list[list[int]]:
+        """Token ids of each prompt, through the chat template where the tokenizer has one.
+
+        Args:
+            room: Longest prompt allowed, in tokens (the model's context less what is to be generated).
+
+        Raises:
+            PromptError: A prompt (its number and group are named) is empty, or longer than `room`.
+        """
+        ids = [encode(tokenizer, prompt.text) for prompt in self.prompts]
+        for number, (prompt, tokens) in enumerate(zip(self.prompts, ids, strict=True), 1):
+            if not tokens:
+                raise PromptError(f"prompt {number} (group {prompt.group!r}) has no tokens: give it text")
+            if room is not None and len(tokens) > room:
+                raise PromptError(
+                    f"prompt {number} (group {prompt.group!r}) has {len(tokens)} tokens but the model has room for "
+                    f"{room}: shorten it"
+                )
+        return ids
+
+    def __iter__(self):
+        return iter(self.prompts)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of one user message, ready for the model's answer."""
+    if tokenizer.chat_template is None:
+        return list(tokenizer(text)["input_ids"])
+    message = [{"role": "user", "content": text}]
+    written = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    return list(tokenizer(written, add_special_tokens=False)["input_ids"])
+
+
+def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> dict[str, Int[Tensor, "prompt pos"]]:
+    """Model inputs (`input_ids`, `attention_mask`, `position_ids`) with every prompt's last token in the last column.
+
+    Position ids are given because plain GPT-2 counts padding as positions without them.
+    """
+    width = max(map(len, sequences))
+    ids = torch.tensor([[pad_id] * (width - len(s)) + list(s) for s in sequences])
+    mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences])
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+
+
+def _parse(line: str, where: str) -> Prompt:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise PromptError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+    fields = {"text", "kind", "group"}
+    if not isinstance(record, dict) or not fields <= record.keys():
+        raise PromptError(f"{where}: expected an object with the fields text, kind and group")
+    if not all(isinstance(record[field], str) for field in fields) or not record["text"]:
+        raise PromptError(f"{where}: text, kind and group must be strings, and text not empty")
+    if record["kind"] not in KINDS:
+        raise PromptError(f"{where}: kind is {record['kind']!r}, expected one of {', '.join(KINDS)}")
+    return Prompt(record["text"], record["kind"], record["group"])

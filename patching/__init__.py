@@ -1,0 +1,24 @@
+"""Where it lives: exact activation patching, and ablation with its price."""
+
+from .ablation import Ablator, ablate, mean_activations
+from .circuits import affordable, rank, smallest_set
+from .components import Component, matched_random_sets
+from .metrics import LogitDifference
+from .pairs import Pairs
+from .result import SweepResult
+from .sweep import sweep
+
+__all__ = [
+    "Ablator",
+    "Component",
+    "LogitDifference",
+    "Pairs",
+    "SweepResult",
+    "ablate",
+    "affordable",
+    "matched_random_sets",
+    "mean_activations",
+    "rank",
+    "smallest_set",
+    "sweep",
+]

