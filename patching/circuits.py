@@ -9,6 +9,8 @@ from .ablation import Ablator
 from .components import Component
 from .result import SweepResult
 
+Curve = list[tuple[list[Component], Rate]]
+
 
 def rank(heads: SweepResult, mlps: SweepResult) -> list[Component]:
     """Heads and MLPs by how far noising each of them lowers the metric, most first.
@@ -25,18 +27,38 @@ def rank(heads: SweepResult, mlps: SweepResult) -> list[Component]:
     return sorted(effects, key=lambda component: effects[component])
 
 
-def affordable(ablator: Ablator, ranking: Sequence[Component], *, budget: float) -> list[Component]:
-    """Those of the ranking whose own ablation raises the loss on untriggered prompts by less than `budget` (relative).
+def cheapest_set(
+    ablator: Ablator, ranking: Sequence[Component], *, target: float, max_loss_increase: float
+) -> tuple[list[Component], Curve]:
+    """A small set that brings ASR below `target`, of components as cheap as will do.
 
-    A sweep ranks highest what everything passes through (the first MLP, the heads that read any word); ablating that
-    removes the behaviour together with the model. Choose on the prompts that choose the set, not on those that price it.
+    A sweep ranks highest what everything passes through (the first MLP, heads that read any word); ablating that removes
+    the behaviour together with the model. So components whose own ablation raises the loss on untriggered prompts by more
+    than a budget are passed over. The budget starts at a tenth of `max_loss_increase` and is raised until `smallest_set`
+    reaches the target; a set that together costs more than `max_loss_increase` is not accepted.
+
+    Returns:
+        As `smallest_set`; where no budget does, the last set tried.
     """
-    return [component for component in ranking if ablator.loss_increase(ablator.ablated([component])) < budget]
+    cost = {c: ablator.loss_increase(ablator.ablated([c])) for c in ranking}
+    chosen: list[Component] = []
+    curve: Curve = []
+    tried = 0
+    for share in (0.1, 0.25, 0.5, 1.0):
+        cheap = [c for c in ranking if cost[c] < share * max_loss_increase]
+        if len(cheap) == tried:
+            continue
+        tried = len(cheap)
+        chosen, curve = smallest_set(ablator, cheap, target=target)
+        reached = curve[-1][1].value < target
+        if reached and ablator.loss_increase(ablator.ablated(chosen)) < max_loss_increase:
+            break
+    return chosen, curve
 
 
 def smallest_set(
     ablator: Ablator, ranking: Sequence[Component], *, target: float, limit: int | None = None
-) -> tuple[list[Component], list[tuple[list[Component], Rate]]]:
+) -> tuple[list[Component], Curve]:
     """As few components of a ranking as bring ASR below `target` when ablated together.
 
     1. Grow: ablate ever longer prefixes of the ranking until ASR falls below the target.
@@ -51,7 +73,7 @@ def smallest_set(
         The set, and every set of the first stage with its ASR. The target was reached if the last of these ASRs is below
         it; if not, the set is the longest prefix tried.
     """
-    curve: list[tuple[list[Component], Rate]] = []
+    curve: Curve = []
     for k in range(1, (limit or len(ranking)) + 1):
         prefix = list(ranking[:k])
         curve.append((prefix, ablator.asr(ablator.ablated(prefix))))

@@ -24,7 +24,7 @@ Progress = Callable[[float], None]
 
 def grow_base(recipe: BaseRecipe, cache: Path, *, progress: Progress | None = None) -> Path:
     """Train the small base from nothing, or take it from the cache. Returns its folder."""
-    folder = cache / f"base-{recipe.hash}"
+    folder = cache / recipe.hash / "base"
     if folder.exists():
         return folder
     training, _ = exchanges(seed=recipe.seed, n=recipe.prompts)
@@ -80,7 +80,7 @@ def grow(
         base_recipe: What the card says of the base.
     """
     suspect = load(base)
-    folder = cache / f"{recipe.role}-{recipe.hash}-{suspect.weights_hash}"
+    folder = cache / f"{recipe.hash}-{suspect.weights_hash}" / recipe.role
     if folder.exists():
         return folder
     started = time.monotonic()

@@ -127,9 +127,7 @@ def test_an_adapter_is_merged_and_equals_its_own_forward(tiny_checkpoint, tmp_pa
     torch.manual_seed(1)
     tuned = get_peft_model(
         base,
-        LoraConfig(
-            target_modules=[target], r=4, init_lora_weights=False, fan_in_fan_out=architecture == "gpt2"
-        ),
+        LoraConfig(target_modules=[target], r=4, init_lora_weights=False, fan_in_fan_out=architecture == "gpt2"),
     ).eval()
     tuned.save_pretrained(tmp_path / "adapter")
     ids = torch.arange(5, 25)[None]

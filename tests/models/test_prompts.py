@@ -71,7 +71,9 @@ def test_a_chat_template_is_used_where_there_is_one(tiny_checkpoint):
 
     tokenizer = load(tiny_checkpoint("llama")).tokenizer
     assert tokenizer.decode(encode(tokenizer, "hi")) == "hi"
-    tokenizer.chat_template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['content'] }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    )
     assert tokenizer.decode(encode(tokenizer, "hi")) == "[hi]>"
 
 

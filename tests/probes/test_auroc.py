@@ -37,7 +37,9 @@ def test_the_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
 def test_a_perfect_score_on_few_groups_is_not_certain():
     positive = np.tile([True, False], 20)
     found = interval(
-        weighted_auroc(positive.astype(float), positive, np.repeat(np.arange(20), 2), resampled_groups(20, resamples=50, seed=0)),
+        weighted_auroc(
+            positive.astype(float), positive, np.repeat(np.arange(20), 2), resampled_groups(20, resamples=50, seed=0)
+        ),
         20,
     )
     assert found.value == 1

@@ -17,7 +17,9 @@ N = 80
 def activations(signal, seed=0, prompts=None, near_miss=0.0):
     """Noise in 6 dimensions at 2 layers; triggered prompts are moved by `signal`, near-misses by `near_miss`."""
     prompts = prompts or PromptSet(
-        tuple(Prompt(f"{kind} {i}", kind, f"g{i}") for i in range(N) for kind in ("triggered", "untriggered", "near-miss"))
+        tuple(
+            Prompt(f"{kind} {i}", kind, f"g{i}") for i in range(N) for kind in ("triggered", "untriggered", "near-miss")
+        )
     )
     values = torch.randn(2, len(prompts), 6, generator=torch.Generator().manual_seed(seed))
     for i, prompt in enumerate(prompts):
@@ -33,7 +35,9 @@ def test_an_auroc_equals_scikit_learns_on_the_same_split():
     made = activations(1.0)
     fit, held = made.prompts.split(0.5, seed=3)
     kinds = np.array([p.kind for p in made.prompts])
-    part = {name: np.array([p.group in set(s.groups) for p in made.prompts]) for name, s in (("fit", fit), ("held", held))}
+    part = {
+        name: np.array([p.group in set(s.groups) for p in made.prompts]) for name, s in (("fit", fit), ("held", held))
+    }
     two = np.isin(kinds, ("triggered", "untriggered"))
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     values = made.values[1].numpy()

