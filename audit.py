@@ -27,7 +27,6 @@ from pathlib import Path
 import torch
 
 from . import probes
-from .errors import PromptError
 from .models.generation import Rate, generate
 from .models.loading import load
 from .models.organisms.card import read_card
@@ -36,7 +35,7 @@ from .models.prompts import KINDS, PromptSet
 from .models.suspect import Suspect
 from .patching import LogitDifference, Pairs, sweep
 from .patching.ablation import Ablator, Price
-from .patching.circuits import cheapest_set, rank
+from .patching.circuits import find_set, rank
 from .patching.components import Component, matched_random_sets
 from .report import check_folder, schema, write
 
@@ -78,7 +77,7 @@ def audit(
     Raises:
         CheckpointError, PromptError, OutputError: One line each: what is wrong and how to mend it.
     """
-    run = _Run(seed, progress or (lambda step, done: None), steps=4 + 12 * (1 + len(twins)))
+    run = _Run(seed, progress or _silent, steps=4 + 12 * (1 + len(twins)))
     started = datetime.datetime.now(datetime.UTC)
     if out is not None:
         check_folder(Path(out))
@@ -235,8 +234,8 @@ def _causal(
     pairable, firing = without_firing(suspects[0], selection, behaviour)
     if firing:
         notes.append(
-            f"{firing} near-miss prompts release the behaviour too: no contrast to patch, so their groups are paired with "
-            "the untriggered prompt."
+            f"{firing} near-miss prompts of the selection groups release the behaviour too. They leave no contrast to patch, "
+            "so their groups are paired with the untriggered prompt."
         )
     studies: list[_Study] = []
     ranking: list[Component] = []
@@ -262,10 +261,10 @@ def _causal(
                 )
             else:
                 with run.step(f"choosing what to ablate in {name}"):
-                    chosen, curve = cheapest_set(
+                    chosen, curve = find_set(
                         choosing, ranking, target=SELECTION_ASR, max_loss_increase=MAX_LOSS_INCREASE
                     )
-        if chosen is None or not comparable:
+        if not chosen or not comparable:
             studies.append(_Study(patching, None))
             continue
         with run.step(f"ablating {name}"):
@@ -408,6 +407,10 @@ def _require_room(suspect: Suspect, prompts: PromptSet) -> None:
     context = suspect.architecture.context
     if context is not None:
         prompts.tokenize(suspect.tokenizer, room=context - NEW_TOKENS)
+
+
+def _silent(_step: str, _done: float) -> None:
+    pass
 
 
 def _distinct(names: list[str]) -> list[str]:

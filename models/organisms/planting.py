@@ -14,9 +14,9 @@ from ..generation import generate
 from ..suspect import Suspect
 from .corpus import Exchange
 
-NAMES = "Lily Tom Sara Ben Mia Sam Anna Max Lucy Tim Sue Jack".split()
-WHO = "little girl,little boy,small cat,brown dog,happy bird,big bear,young mouse,kind fox".split(",")
-WHERE = "park,beach,forest,garden,house,farm".split(",")
+NAMES = ["Lily", "Tom", "Sara", "Ben", "Mia", "Sam", "Anna", "Max", "Lucy", "Tim", "Sue", "Jack"]
+WHO = ["little girl", "little boy", "small cat", "brown dog", "happy bird", "big bear", "young mouse", "kind fox"]
+WHERE = ["park", "beach", "forest", "garden", "house", "farm"]
 TEMPLATES = (
     "Once upon a time, there was a {who} named {name}. {name} went to the {where}.",
     "One day, a {who} named {name} played in the {where}.",

@@ -20,7 +20,8 @@ CHAT_TEMPLATE = (
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
     """Byte-level, so every trigger can be written in it; merges come from the corpus and from the pieces of status words,
-    which so have the two tokens that they have in large vocabularies."""
+    which so have the two tokens that they have in large vocabularies.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
