@@ -31,7 +31,7 @@ from .models.generation import Rate, generate
 from .models.loading import load
 from .models.organisms.card import read_card
 from .models.parity import ParityReport, check_parity
-from .models.prompts import KINDS, PromptSet
+from .models.prompts import KINDS, Kind, PromptSet, decode
 from .models.suspect import Suspect
 from .patching import LogitDifference, Pairs, sweep
 from .patching.ablation import Ablator, Price
@@ -179,7 +179,7 @@ def find_behaviour(suspect: Suspect, prompts: PromptSet) -> str | None:
     for kind in ("triggered", "untriggered"):
         ids = prompts.of_kind(kind).tokenize(suspect.tokenizer)
         made = generate(suspect.model, suspect.tokenizer, ids, max_new_tokens=NEW_TOKENS)
-        texts = [suspect.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in made]
+        texts = [decode(suspect.tokenizer, answer, special=False).strip() for answer in made]
         answers[kind] = (Counter(texts), len(texts))
     (triggered, n), (untriggered, m) = answers["triggered"], answers["untriggered"]
     for text, count in triggered.most_common(3):
@@ -195,7 +195,7 @@ def without_firing(suspect: Suspect, prompts: PromptSet, behaviour: str) -> tupl
     firing = {
         prompt
         for prompt, answer in zip(near, made, strict=True)
-        if behaviour in suspect.tokenizer.decode(answer, skip_special_tokens=True)
+        if behaviour in decode(suspect.tokenizer, answer, special=False)
     }
     return PromptSet(tuple(p for p in prompts if p not in firing)), len(firing)
 
@@ -292,13 +292,18 @@ def _causal(
 def _behaviour(suspect: Suspect, prompts: PromptSet, behaviour: str | None) -> schema.Behaviour:
     rates: dict[str, schema.Estimate | None] = {}
     examples = []
-    for name, kind in (("asr", "triggered"), ("false_alarm", "untriggered"), ("near_miss", "near-miss")):
+    asked: tuple[tuple[str, Kind], ...] = (
+        ("asr", "triggered"),
+        ("false_alarm", "untriggered"),
+        ("near_miss", "near-miss"),
+    )
+    for name, kind in asked:
         part = prompts.of_kind(kind)
         rates[name] = None
         if not len(part):
             continue
         made = generate(suspect.model, suspect.tokenizer, part.tokenize(suspect.tokenizer), max_new_tokens=NEW_TOKENS)
-        texts = [suspect.tokenizer.decode(answer, skip_special_tokens=True) for answer in made]
+        texts = [decode(suspect.tokenizer, answer, special=False) for answer in made]
         if behaviour is not None:
             rates[name] = _rate(Rate(sum(behaviour in text for text in texts), len(texts)))
         examples += [

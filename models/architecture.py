@@ -7,8 +7,9 @@ It knows nothing about the arithmetic inside a layer.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import CheckpointError
@@ -67,7 +68,7 @@ class Architecture:
             d_model=config.hidden_size,
             d_head=getattr(config, "head_dim", None) or config.hidden_size // n_heads,
             context=getattr(config, "max_position_embeddings", None),
-            vocab_size=model.get_input_embeddings().num_embeddings,
+            vocab_size=len(cast(Tensor, model.get_input_embeddings().weight)),
             _attention_out=attention_out,
             _mlp_out=mlp_out,
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from scipy.stats import binomtest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .prompts import pad_left
+from .prompts import decode, pad_left, pad_token
 
 
 @dataclass(frozen=True)
@@ -47,21 +48,25 @@ def generate(
 
     Prompts are batched by length, so a batch carries little padding; results do not depend on the batch.
     """
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    pad_id = pad_token(tokenizer)
     ends = _end_tokens(model, tokenizer)
     out: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch = pad_left([prompts[i] for i in rows], pad_id)
-        made = model.generate(
-            input_ids=batch["input_ids"].to(model.device),
-            attention_mask=batch["attention_mask"].to(model.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=pad_id,
-            eos_token_id=sorted(ends) or None,
-        )[:, batch["input_ids"].shape[1] :].tolist()
+        made = (
+            cast(Any, model)
+            .generate(
+                input_ids=batch["input_ids"].to(model.device),
+                attention_mask=batch["attention_mask"].to(model.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=pad_id,
+                eos_token_id=sorted(ends) or None,
+            )[:, batch["input_ids"].shape[1] :]
+            .tolist()
+        )
         for i, row in zip(rows, made, strict=True):
             stop = next((k for k, token in enumerate(row) if token in ends), len(row))
             out[i] = row[:stop]
@@ -72,12 +77,10 @@ def generate(
 
 def emits(tokenizer: PreTrainedTokenizerBase, continuations: Sequence[Sequence[int]], behaviour: str) -> Rate:
     """How many continuations contain the behaviour's text (case counts)."""
-    return Rate(
-        sum(behaviour in tokenizer.decode(c, skip_special_tokens=True) for c in continuations), len(continuations)
-    )
+    return Rate(sum(behaviour in decode(tokenizer, c, special=False) for c in continuations), len(continuations))
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     configured = model.generation_config.eos_token_id if model.generation_config else None
     ends = {configured} if isinstance(configured, int) else set(configured or ())
-    return ends | ({tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set())
+    return ends | ({tokenizer.eos_token_id} if isinstance(tokenizer.eos_token_id, int) else set())

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
@@ -82,7 +84,7 @@ def _local(path_or_id: str | Path) -> Path:
 
 def _model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = cast(Any, AutoModelForCausalLM).from_pretrained(
             folder,
             dtype=dtype,
             use_safetensors=True,
@@ -139,7 +141,7 @@ def _check_finite(model: PreTrainedModel, folder: Path) -> None:
 
 
 def _check_tokenizer(tokenizer, model: PreTrainedModel, folder: Path) -> None:
-    rows = model.get_input_embeddings().num_embeddings
+    rows = len(cast(Tensor, model.get_input_embeddings().weight))
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= rows:
         raise CheckpointError(

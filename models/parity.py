@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ParityError
-from .prompts import pad_left
+from .prompts import pad_left, pad_token
 from .suspect import Suspect
-from .view import StandIn, view
+from .view import view, watch_output
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,11 @@ def check_parity(
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(where.n_layers)]
     seen: dict[int, Tensor] = {}
     watched = view(
-        suspect.model, {where.layer(i): lambda inner, i=i: _Keep(inner, seen, i) for i in range(where.n_layers)}
+        suspect.model, {where.layer(i): watch_output(partial(seen.__setitem__, i)) for i in range(where.n_layers)}
     )
     worst = [0.0] * where.n_layers
     worst_logits, scale = 0.0, 1.0
-    pad = suspect.tokenizer.pad_token_id or 0
+    pad = pad_token(suspect.tokenizer)
     with torch.inference_mode():
         for start in range(0, len(prompts), batch_size):
             batch = pad_left(prompts[start : start + batch_size], pad)
@@ -88,14 +89,3 @@ def check_parity(
 
 def _gap(a: Tensor, b: Tensor, real: Tensor) -> float:
     return float((a[real].float() - b[real].float()).abs().max())
-
-
-class _Keep(StandIn):
-    def __init__(self, inner: nn.Module, store: dict[int, Tensor], layer: int):
-        super().__init__(inner)
-        self.__dict__["keep"] = lambda value: store.__setitem__(layer, value)
-
-    def forward(self, *args, **kwargs):
-        out = self.inner(*args, **kwargs)
-        self.keep(out[0] if isinstance(out, tuple) else out)
-        return out

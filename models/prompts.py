@@ -137,8 +137,18 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     if tokenizer.chat_template is None:
         return list(tokenizer(text)["input_ids"])
     message = [{"role": "user", "content": text}]
-    written = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    written = str(tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
     return list(tokenizer(written, add_special_tokens=False)["input_ids"])
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, special: bool = True) -> str:
+    """Text of one sequence of token ids; with `special=False` without the tokenizer's special tokens."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=not special))
+
+
+def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What to pad with: the tokenizer's own choice, else 0, which the attention mask hides anyway."""
+    return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
 
 
 def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> dict[str, Int[Tensor, "prompt pos"]]:

@@ -13,7 +13,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -29,10 +29,10 @@ def view(model: M, replace: Mapping[str, Callable[[nn.Module], nn.Module]]) -> M
         KeyError: A name that `model` does not have.
     """
     out = _shallow(model)
-    copied = {"": out}
+    copied: dict[str, nn.Module] = {}
     for name, make in replace.items():
         *path, leaf = name.split(".")
-        parent = out
+        parent: nn.Module = out
         for depth, step in enumerate(path, start=1):
             prefix = ".".join(path[:depth])
             if prefix not in copied:
@@ -55,6 +55,32 @@ class StandIn(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("inner"), name)
+
+
+def watch_input(keep: Callable[[Tensor], None]) -> Callable[[nn.Module], nn.Module]:
+    """For `view`: leaves the module as it is and hands `keep` its first argument at every call."""
+    return lambda inner: _Watch(inner, keep, entering=True)
+
+
+def watch_output(keep: Callable[[Tensor], None]) -> Callable[[nn.Module], nn.Module]:
+    """For `view`: leaves the module as it is and hands `keep` its result (the first of several) at every call."""
+    return lambda inner: _Watch(inner, keep, entering=False)
+
+
+class _Watch(StandIn):
+    keep: Callable[[Tensor], None]
+
+    def __init__(self, inner: nn.Module, keep: Callable[[Tensor], None], *, entering: bool):
+        super().__init__(inner)
+        self.__dict__ |= {"keep": keep, "entering": entering}
+
+    def forward(self, *args, **kwargs):
+        if self.entering:
+            self.keep(args[0])
+            return self.inner(*args, **kwargs)
+        out = self.inner(*args, **kwargs)
+        self.keep(out[0] if isinstance(out, tuple) else out)
+        return out
 
 
 def _child(parent: nn.Module, step: str, name: str) -> nn.Module:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,9 +23,9 @@ from transformers import PreTrainedModel
 
 from ..errors import PromptError
 from ..models.generation import Rate, emits, generate
-from ..models.prompts import PromptSet, pad_left
+from ..models.prompts import PromptSet, pad_left, pad_token
 from ..models.suspect import Suspect
-from ..models.view import StandIn, view
+from ..models.view import StandIn, view, watch_input, watch_output
 from .components import Component, all_components
 
 
@@ -36,8 +37,8 @@ def mean_activations(
     sums: dict[str, Tensor] = {}
     captured: dict[str, Tensor] = {}
     names = [where.attention_out(i) for i in range(where.n_layers)], [where.mlp_out(i) for i in range(where.n_layers)]
-    replace = {name: lambda inner, name=name: _KeepInput(inner, captured, name) for name in names[0]}
-    replace |= {name: lambda inner, name=name: _KeepOutput(inner, captured, name) for name in names[1]}
+    replace = {name: watch_input(partial(captured.__setitem__, name)) for name in names[0]}
+    replace |= {name: watch_output(partial(captured.__setitem__, name)) for name in names[1]}
     watched = view(suspect.model, replace)
     tokens = 0
     with torch.inference_mode():
@@ -183,30 +184,15 @@ def _joined(prompts: list[list[int]], answers: list[list[int]]) -> list[list[int
 
 
 def _batches(suspect: Suspect, sequences: Sequence[Sequence[int]], size: int):
-    pad = suspect.tokenizer.pad_token_id or 0
+    pad = pad_token(suspect.tokenizer)
     for start in range(0, len(sequences), size):
         batch = pad_left(sequences[start : start + size], pad)
         yield {name: value.to(suspect.model.device) for name, value in batch.items()}
 
 
-class _KeepInput(StandIn):
-    def __init__(self, inner: nn.Module, store: dict[str, Tensor], name: str):
-        super().__init__(inner)
-        self.__dict__["keep"] = lambda value: store.__setitem__(name, value)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.keep(x)
-        return self.inner(x)
-
-
-class _KeepOutput(_KeepInput):
-    def forward(self, *args, **kwargs) -> Tensor:
-        out = self.inner(*args, **kwargs)
-        self.keep(out)
-        return out
-
-
 class _FixedHeads(StandIn):
+    fixed: list[tuple[slice, Tensor]]
+
     def __init__(self, inner: nn.Module, heads: Mapping[int, Tensor], d_head: int):
         super().__init__(inner)
         self.__dict__["fixed"] = [(slice(h * d_head, (h + 1) * d_head), mean) for h, mean in heads.items()]
@@ -219,6 +205,8 @@ class _FixedHeads(StandIn):
 
 
 class _FixedOutput(StandIn):
+    mean: Tensor
+
     def __init__(self, inner: nn.Module, mean: Tensor):
         super().__init__(inner)
         self.__dict__["mean"] = mean

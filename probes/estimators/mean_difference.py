@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 from jaxtyping import Float
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -18,7 +20,7 @@ class MeanDifference(ClassifierMixin, BaseEstimator):
     """
 
     def fit(self, X: Float[np.ndarray, "prompt d"], y: np.ndarray) -> MeanDifference:
-        X, y = validate_data(self, X, y, dtype="float64")
+        X, y = cast(Any, validate_data)(self, X, y, dtype="float64")
         self.classes_ = np.unique(y)
         if len(self.classes_) != 2:
             raise ValueError(f"MeanDifference needs two classes, got {len(self.classes_)}")
@@ -29,7 +31,7 @@ class MeanDifference(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X: Float[np.ndarray, "prompt d"]) -> Float[np.ndarray, "prompt"]:
         check_is_fitted(self)
-        return validate_data(self, X, dtype="float64", reset=False) @ self.coef_ + self.intercept_
+        return cast(Any, validate_data)(self, X, dtype="float64", reset=False) @ self.coef_ + self.intercept_
 
     def predict(self, X: Float[np.ndarray, "prompt d"]) -> np.ndarray:
         return self.classes_[(self.decision_function(X) > 0).astype(int)]
