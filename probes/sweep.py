@@ -53,7 +53,7 @@ class ProbeRow:
                 return "does not separate triggered prompts"
             return "separates triggered prompts; not evidence of defection"
         if all(gap.low > 0 for gap in self.specificity.values()):
-            return "specific to the suspect"
+            return "above every twin, uncorrected for the number of rows"
         return "not specific"
 
 

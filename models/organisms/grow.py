@@ -63,7 +63,7 @@ def grow_base(recipe: BaseRecipe, cache: Path, *, progress: Progress | None = No
 
 def grow(
     recipe: Recipe,
-    base: Path,
+    base: str | Path,
     training: Sequence[Exchange],
     held_out: PromptSet,
     cache: Path,
@@ -74,7 +74,7 @@ def grow(
     """Fine-tune a base into the recipe's organism, or take it from the cache. Returns its folder.
 
     Args:
-        base: Hugging Face directory of the base.
+        base: Hugging Face directory or hub id of the base.
         training: Exchanges to fine-tune on.
         held_out: Prompts of all three kinds on which the card's rates are measured.
         base_recipe: What the card says of the base.

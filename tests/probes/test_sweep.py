@@ -103,7 +103,7 @@ def test_a_twin_without_the_signal_leaves_the_suspect_specific():
     found = probes.sweep(activations(4.0), twins={"twin": activations(0.0, seed=1)})
     for row in rows(found, "mean_difference"):
         assert row.specificity["twin"].low > 0.2
-        assert row.verdict == "specific to the suspect"
+        assert row.verdict == "above every twin, uncorrected for the number of rows"
 
 
 def test_without_a_twin_no_row_speaks_of_defection():

