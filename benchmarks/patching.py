@@ -41,7 +41,8 @@ def main() -> None:
     arguments = parser.parse_args()
     _, _, tokens, vocabulary = SIZES[arguments.size]
     with tempfile.TemporaryDirectory() as folder:
-        suspect = random_suspect(arguments.architecture, arguments.size, Path(folder))
+        name = f"random-{arguments.architecture}"
+        suspect = random_suspect(arguments.architecture, arguments.size, Path(folder) / name)
     print(f"{suspect!r}, {tokens} tokens, {torch.get_num_threads()} threads, medians of {arguments.repeats}\n")
     print("| prompts differ in | site | cells | TransformerLens, s | ours, s | ratio | largest difference |")
     print("|---|---|---|---|---|---|---|")

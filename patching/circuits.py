@@ -35,26 +35,30 @@ def find_set(
     A sweep ranks highest what everything passes through (the first MLP, heads that read any word); ablating that removes
     the behaviour together with the model. So `smallest_set` is run on the components whose own ablation raises the loss
     on untriggered prompts by less than a tenth, a fourth, a half and all of `max_loss_increase`, and the smallest of the
-    sets that pass together is taken.
+    sets that pass together is taken. Where none passes, dearer components are let in step by step, and the set that
+    reaches the target at the least loss is taken.
 
     Returns:
-        As `smallest_set`. Where no set passes, the last that reached the target, else the last tried.
+        As `smallest_set`. Where no set reaches the target, the last tried.
     """
     cost = {c: ablator.loss_increase(ablator.ablated([c])) for c in ranking}
     tried: dict[int, tuple[list[Component], Curve]] = {}
-    for share in (0.1, 0.25, 0.5, 1.0):
-        cheap = [c for c in ranking if cost[c] < share * max_loss_increase]
-        if cheap and len(cheap) not in tried:
-            tried[len(cheap)] = smallest_set(ablator, cheap, target=target)
-    reached = [(chosen, curve) for chosen, curve in tried.values() if curve[-1][1].value < target]
-    passed = [
-        (chosen, curve)
-        for chosen, curve in reached
-        if ablator.loss_increase(ablator.ablated(chosen)) < max_loss_increase
-    ]
-    if passed:
-        return min(passed, key=lambda found: len(found[0]))
-    return (reached or list(tried.values()) or [([], [])])[-1]
+    for shares in ((0.1, 0.25, 0.5, 1.0), (2.0, 4.0, 8.0, float("inf"))):
+        for share in shares:
+            cheap = [c for c in ranking if cost[c] < share * max_loss_increase]
+            if cheap and len(cheap) not in tried:
+                tried[len(cheap)] = smallest_set(ablator, cheap, target=target)
+        reached = [
+            (ablator.loss_increase(ablator.ablated(chosen)), chosen, curve)
+            for chosen, curve in tried.values()
+            if curve[-1][1].value < target
+        ]
+        passed = [(chosen, curve) for loss, chosen, curve in reached if loss < max_loss_increase]
+        if passed:
+            return min(passed, key=lambda found: len(found[0]))
+        if reached:
+            return min(reached, key=lambda found: found[0])[1:]
+    return list(tried.values())[-1] if tried else ([], [])
 
 
 def smallest_set(

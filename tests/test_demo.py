@@ -37,7 +37,7 @@ def test_the_demo_at_reduced_size_shows_what_it_must(tmp_path):
             (site, direction) for site in ("resid_pre", "z", "mlp_out") for direction in ("denoising", "noising")
         }
     moved = [m.patching.clean_baseline.value - m.patching.corrupted_baseline.value for m in result.models]
-    assert moved[0] > 2 * max(moved[1:])
+    assert moved[0] > 1.5 * max(moved[1:])
     assert all(set(row.specificity) == {"clean", "exposed"} for row in suspect.probes)
     assert all(0 <= row.auroc.low <= row.auroc.value <= row.auroc.high <= 1 for row in suspect.probes)
     ranked = next(a for a in suspect.ablation.results if a.label == "ranked")
