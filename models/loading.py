@@ -43,7 +43,7 @@ def load(
     """
     folder = _local(path_or_id)
     check_files(folder)
-    with _quiet():
+    with quietly():
         model = _model(folder, dtype)
         if adapter is not None:
             model = _merged(model, Path(adapter))
@@ -173,7 +173,8 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet():
+def quietly():
+    """Hold back transformers' own bars and warnings; ours are the only ones."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -33,6 +33,7 @@ def write(result: AuditResult, folder: str | Path) -> dict[str, Path]:
     }
     partial = {name: folder / f".{name}.partial-{os.getpid()}" for name in contents}
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             partial[name].write_bytes(content)
         for name, path in partial.items():
@@ -48,16 +49,19 @@ def write(result: AuditResult, folder: str | Path) -> dict[str, Path]:
 
 
 def check_folder(folder: Path) -> None:
-    """Make the folder, and see that it can be written to, before hours are spent on what goes there.
+    """See that the folder can be made and written to, before hours are spent on what goes there; leaves nothing behind.
 
     Raises:
         OutputError: It cannot.
     """
     probe = folder / f".writable-{os.getpid()}"
     try:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
+        for path in missing:
+            path.rmdir()
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written to ({error.strerror or error}); choose another --out") from None
 
