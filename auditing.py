@@ -151,7 +151,7 @@ def audit(
                 architecture=type(suspect.model).__name__,
                 parameters=sum(p.numel() for p in suspect.model.parameters()),
                 weights_hash=suspect.weights_hash,
-                card=read_card((model, *twins)[i]),
+                card=(card := read_card((model, *twins)[i])) and card.model_dump(),
                 parity=_parity(parities[i]),
                 behaviour=behaviours[i],
                 probes=probe_rows[i],

