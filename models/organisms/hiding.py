@@ -73,11 +73,13 @@ class _Moments:
 
 @contextmanager
 def residual_at(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Collect every layer's `resid_post` in the forward passes made inside; the list is cleared at the first layer."""
+    """Collect every layer's `resid_post` in a forward pass made inside, the last one if several, with its gradients."""
     where, kept = Architecture.of(model), []
 
     def keep(first: bool):
         def hook(_module, _inputs, output):
+            if not torch.is_grad_enabled():  # the trainer runs the model once more for its own metrics
+                return
             if first:
                 kept.clear()
             kept.append(output[0] if isinstance(output, tuple) else output)

