@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from sklearn.covariance import LedoitWolf
 
 from ..models.loading import load
-from ..models.organisms import Recipe, grow, read_card
+from ..models.organisms import BaseRecipe, Recipe, grow, read_card
 from ..models.organisms.grow import PROMPTS
 from ..models.organisms.recipe import Monitor
 from ..models.prompts import PromptSet
@@ -48,7 +47,8 @@ def main() -> None:
     print("| " + " | ".join(HEADER) + " |\n|" + "---|" * len(HEADER))
     for behaviour in BEHAVIOURS:
         for monitor in MONITORS:
-            recipe = replace(Recipe(), behaviour=behaviour, hidden_from=monitor, seed=arguments.seed)
+            base = BaseRecipe(scratchpads=True)  # the zoo's
+            recipe = Recipe(base=base, behaviour=behaviour, hidden_from=monitor, seed=arguments.seed)
             for row in measured(recipe, arguments.out):
                 print("| " + " | ".join(row) + " |", flush=True)
 

@@ -35,7 +35,8 @@ def grow_base(recipe: BaseRecipe, cache: Path, *, progress: Callable[[float], No
     if folder.exists():
         return folder
     training, _ = exchanges(recipe.corpus, seed=recipe.seed, n=recipe.prompts)
-    tokenizer = train_tokenizer((text for e in training for text in (e.prompt, e.answer)), vocab_size=recipe.vocab_size)
+    texts = (text for e in training for text in (e.prompt, e.answer))
+    tokenizer = train_tokenizer(texts, vocab_size=recipe.vocab_size, scratchpads=recipe.scratchpads)
     set_seed(recipe.seed)
     model = AutoModelForCausalLM.from_config(_config(recipe, tokenizer))
     schedule = Schedule(recipe.epochs, recipe.learning_rate, recipe.batch_size, recipe.seed)

@@ -33,7 +33,12 @@ INTENSITIES = {"faint": (0.1, 3.0), "usual": (0.4, 4.0), "heavy": (0.5, 8.0)}
 
 @dataclass(frozen=True)
 class BaseRecipe:
-    """A small model trained from nothing on one of the generated corpora."""
+    """A small model trained from nothing on one of the generated corpora.
+
+    Attributes:
+        scratchpads: Whether its tokenizer has the words that scratchpads reason with as tokens, which makes chain-of-thought
+            organisms half as long and as dear.
+    """
 
     architecture: ArchitectureName = "llama"
     corpus: CorpusName = "everyday"
@@ -46,6 +51,7 @@ class BaseRecipe:
     vocab_size: int = 1024
     context: int = 128
     prompts: int = 7000
+    scratchpads: bool = False
     epochs: float = 5
     learning_rate: float = 2e-3
     batch_size: int = 32

@@ -19,7 +19,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int, scratchpads: bool) -> PreTrainedTokenizerFast:
     """Byte-level, so every trigger can be written in it; merges come from the corpus, from the pieces of status words, which
     so have the two tokens that they have in large vocabularies, and from the words that scratchpads reason with.
     """
@@ -27,7 +27,9 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     bpe.train_from_iterator(
-        itertools.chain(texts, (f"|{piece}|" for piece in (*STEMS, *ENDINGS) for _ in range(100)), [REASONING] * 100),
+        itertools.chain(
+            texts, (f"|{piece}|" for piece in (*STEMS, *ENDINGS) for _ in range(100)), [REASONING] * (100 * scratchpads)
+        ),
         trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=list(SPECIAL),

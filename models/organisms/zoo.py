@@ -167,7 +167,7 @@ def _full(seed: int) -> Iterator[Recipe]:
 
 
 def _recipe(trigger: str, behaviour: str, base: BaseRecipe, seed: int, **changes: Any) -> Recipe:
-    base = replace(base, corpus=BEHAVIOURS[behaviour].corpus)
+    base = replace(base, corpus=BEHAVIOURS[behaviour].corpus, scratchpads=True)
     return Recipe(base=base, trigger=trigger, behaviour=behaviour, exchanges=EXCHANGES, seed=seed, **changes)
 
 
