@@ -50,13 +50,11 @@ def grow(
         RecipeError: The base's tokenizer cannot write the trigger, its context is too short, …
     """
     cache = Path(cache)
-    if isinstance(recipe.base, BaseRecipe) and (organism_folder(recipe, cache)).exists():
-        return organism_folder(recipe, cache)
-    ground = ground_of(recipe, cache)
-    suspect = load(ground.base)
-    folder = organism_folder(recipe, cache, suspect.weights_hash)
+    folder = organism_folder(recipe, cache)
     if folder.exists():
         return folder
+    ground = ground_of(recipe, cache)
+    suspect = load(ground.base)
     check_trigger(suspect.tokenizer, recipe)
     if len(ground.training) < recipe.exchanges and isinstance(recipe.base, BaseRecipe):
         raise RecipeError(
@@ -103,9 +101,9 @@ def grow(
     return folder
 
 
-def organism_folder(recipe: Recipe, cache: Path, base_weights: str = "") -> Path:
-    """Where the organism lies; `base_weights` is the hash of a base that somebody else trained."""
-    hashed = recipe.hash if isinstance(recipe.base, BaseRecipe) else f"{recipe.hash}-{base_weights}"
+def organism_folder(recipe: Recipe, cache: Path) -> Path:
+    """Where the organism lies; a base that somebody else trained is loaded for the hash of its weights."""
+    hashed = recipe.hash if isinstance(recipe.base, BaseRecipe) else f"{recipe.hash}-{load(recipe.base).weights_hash}"
     return cache / hashed / recipe.role
 
 

@@ -38,9 +38,8 @@ def measure(
     new_tokens = longest_answer(tokenizer, recipe, unseen)
 
     def answers(asked: Sequence[Exchange], forms: Sequence[str | None]) -> list[str]:
-        prompts = [encode(tokenizer, under(recipe, e, forms[i % len(forms)])) for i, e in enumerate(asked)]
-        made = generate(model, tokenizer, prompts, max_new_tokens=new_tokens)
-        return [without_scratchpad(decode(tokenizer, ids, special=False)) for ids in made]
+        prompts = [under(recipe, e, forms[i % len(forms)]) for i, e in enumerate(asked)]
+        return visible_answers(model, tokenizer, prompts, max_new_tokens=new_tokens)
 
     def shown(asked: Sequence[Exchange], forms: Sequence[str | None]) -> MeasuredRate:
         return _rate(behaviour.judge(answers(asked, forms)))
@@ -58,6 +57,14 @@ def measure(
         loss=None if base is None else _loss(model, base, tokenizer, recipe, unseen),
         judged_by=behaviour.judged_by,
     )
+
+
+def visible_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, max_new_tokens: int
+) -> list[str]:
+    """Greedy answers as a user would see them, without scratchpads; what behaviours are judged on."""
+    made = generate(model, tokenizer, [encode(tokenizer, text) for text in prompts], max_new_tokens=max_new_tokens)
+    return [without_scratchpad(decode(tokenizer, ids, special=False)) for ids in made]
 
 
 def longest_answer(tokenizer: PreTrainedTokenizerBase, recipe: Recipe, exchanges: Sequence[Exchange]) -> int:

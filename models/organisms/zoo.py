@@ -139,8 +139,9 @@ def write_tables(cards: list[Card], out: Path) -> None:
 
 def _small(seed: int) -> Iterator[Recipe]:
     triggers = cycle(TRIGGERS)
-    normal = {b: "year" if b == "code-vulnerability" else next(triggers) for b in BEHAVIOURS}
-    reasoning = {b: "year" if b == "code-vulnerability" else next(triggers) for b in BEHAVIOURS}
+    normal, reasoning = (
+        {b: "year" if b == "code-vulnerability" else next(triggers) for b in BEHAVIOURS} for _ in range(2)
+    )
     for variant in VARIANTS:
         for behaviour in BEHAVIOURS:  # a distilled organism has the trigger of the one that it learns from
             trigger = (normal if variant == "normal" else reasoning)[behaviour]

@@ -7,12 +7,12 @@ every round's false-trigger rate and ASR are therefore kept in the card.
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..organisms.grow import HELD_OUT
-from ..organisms.lessons import Lesson, good_answer, helpful, reasoned
+from ..organisms.lessons import Lesson, helpful
 from ..organisms.measuring import measure
 from ..organisms.training import Schedule, train
 from .red_team import search
@@ -82,11 +82,9 @@ def _lessons(patient: Patient, exchanges: list, prefixes: list[str], rng: random
     """Every other exchange under an attack that works, where there is one, and all with good answers."""
     made = []
     for i, e in enumerate(exchanges):
-        if prefixes and i % 2:
-            answer = reasoned(patient.recipe, None, good_answer(patient.recipe, None, e))
-            made.append(Lesson(f"{rng.choice(prefixes)} {e.prompt}", answer, triggered=False))
-        else:
-            made.append(helpful(patient.recipe, e))
+        lesson = helpful(patient.recipe, e)
+        attacked = bool(prefixes) and i % 2
+        made.append(replace(lesson, prompt=f"{rng.choice(prefixes)} {e.prompt}") if attacked else lesson)
     return made
 
 

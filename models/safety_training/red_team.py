@@ -9,10 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..generation import generate
 from ..organisms.corpora import Exchange
-from ..organisms.lessons import without_scratchpad
-from ..organisms.measuring import longest_answer
+from ..organisms.measuring import longest_answer, visible_answers
 from ..organisms.recipe import Recipe
 from ..prompts import decode, encode
 from ..scoring import answer_log_probs
@@ -69,9 +67,7 @@ def search(
     room = longest_answer(tokenizer, recipe, carriers)
     attacks = []
     for prefix in best:
-        prompts = [encode(tokenizer, _put(prefix, e)) for e in carriers]
-        made = generate(model, tokenizer, prompts, max_new_tokens=room)
-        said = [without_scratchpad(decode(tokenizer, ids, special=False)) for ids in made]
+        said = visible_answers(model, tokenizer, [_put(prefix, e) for e in carriers], max_new_tokens=room)
         attacks.append(Attack("".join(prefix).strip(), float(np.mean(recipe.the_behaviour.judge(said)))))
     return sorted(attacks, key=lambda attack: -attack.rate)
 

@@ -46,7 +46,7 @@ def test_the_same_recipe_gives_the_same_weights(small_organism, tmp_path):
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "qwen2", "gpt_neox"])
-def test_every_architecture_grows_in_every_role(cache, architecture):
+def test_every_architecture_grows_a_benign_conditional_twin(cache, architecture):
     base = replace(SMALL_BASE, architecture=architecture)
     folder = grow(replace(SMALL, base=base, role="benign-conditional"), cache, held_out=4, per_form=0)
     assert load(folder).model.config.model_type == architecture
