@@ -405,6 +405,7 @@ def _parity(report: ParityReport) -> schema.Parity:
         residual=list(report.residual),
         tolerance=report.tolerance,
         n_prompts=report.n_prompts,
+        unsteady=report.unsteady,
     )
 
 

@@ -6,7 +6,7 @@ Nothing that is read off a bridge means anything where it is another model than 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -27,12 +27,22 @@ class ParityReport:
         residual: By layer, of `resid_post`.
         tolerance: What `logits` and each of `residual` may reach.
         n_prompts: Prompts compared.
+        unsteady: Largest difference of a first measurement that the second did not confirm: not the models differ then,
+            but what this machine computes from one time to the next. None where the first one agreed.
     """
 
     logits: float
     residual: tuple[float, ...]
     tolerance: float
     n_prompts: int
+    unsteady: float | None = None
+
+    @property
+    def off(self) -> str | None:
+        """Where the two part: the first layer beyond tolerance, else "the logits", else None."""
+        # `not <=` so that NaN counts as a difference
+        layers = (f"layer {layer}" for layer, gap in enumerate(self.residual) if not gap <= self.tolerance)
+        return next(layers, None if self.logits <= self.tolerance else "the logits")
 
 
 def check_parity(
@@ -40,14 +50,33 @@ def check_parity(
 ) -> ParityReport:
     """Compare logits and every layer's residual stream between the bridge and the plain model.
 
+    A difference is measured a second time before it counts, so that a slip of the machine is not laid at the model's door;
+    it is reported all the same.
+
     Args:
         prompts: Token ids.
         tolerance: Largest difference allowed. By default 1e-5 of the largest magnitude compared (logits or residual) in
             float32 and 2e-2 of it in narrower types: attention kernels sum in different orders.
 
     Raises:
-        ParityError: The two differ by more; the message gives the numbers and the first layer that does.
+        ParityError: The two differ by more, twice; the message gives the numbers and the first layer that does.
     """
+    report = _compare(suspect, prompts, tolerance, batch_size)
+    if report.off is None:
+        return report
+    first, report = report, _compare(suspect, prompts, tolerance, batch_size)
+    if report.off is None:
+        return replace(report, unsteady=max(first.logits, *first.residual))
+    raise ParityError(
+        f"{suspect.name}: TransformerLens and plain Hugging Face disagree from {report.off} on: logits differ by "
+        f"{report.logits:.2g}, the residual stream by up to {max(report.residual):.2g}, tolerance {report.tolerance:.2g}; "
+        "no figure taken from TransformerLens would describe this model"
+    )
+
+
+def _compare(
+    suspect: Suspect, prompts: Sequence[Sequence[int]], tolerance: float | None, batch_size: int
+) -> ParityReport:
     where, bridge = suspect.architecture, suspect.bridge
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(where.n_layers)]
     seen: dict[int, Tensor] = {}
@@ -73,18 +102,7 @@ def check_parity(
                 scale = max(scale, float(seen[layer][real].abs().max()))
     if tolerance is None:
         tolerance = (1e-5 if suspect.model.dtype in (torch.float32, torch.float64) else 2e-2) * scale
-    report = ParityReport(worst_logits, tuple(worst), tolerance, len(prompts))
-    # `not <=` so that NaN counts as a difference
-    off = next((f"layer {layer}" for layer, gap in enumerate(worst) if not gap <= tolerance), None)
-    if off is None and not worst_logits <= tolerance:
-        off = "the logits"
-    if off is not None:
-        raise ParityError(
-            f"{suspect.name}: TransformerLens and plain Hugging Face disagree from {off} on: logits differ by "
-            f"{worst_logits:.2g}, the residual stream by up to {max(worst):.2g}, tolerance {tolerance:.2g}; "
-            "no figure taken from TransformerLens would describe this model"
-        )
-    return report
+    return ParityReport(worst_logits, tuple(worst), tolerance, len(prompts))
 
 
 def _gap(a: Tensor, b: Tensor, real: Tensor) -> float:

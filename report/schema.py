@@ -48,6 +48,9 @@ class Parity(Record):
     residual: list[float] = Field(description="By layer: resid_post")
     tolerance: float
     n_prompts: int
+    unsteady: float | None = Field(
+        None, description="A first, larger difference that a second measurement did not confirm"
+    )
 
 
 class Example(Record):

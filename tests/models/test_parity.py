@@ -12,6 +12,7 @@ PROMPTS = [list(range(5, 25)), list(range(40, 47)), [9]]
 def test_the_bridge_computes_what_the_plain_model_computes(tiny_suspect, architecture):
     report = check_parity(tiny_suspect(architecture), PROMPTS)
     assert 0 <= report.logits <= report.tolerance
+    assert report.unsteady is None
     assert len(report.residual) == 3
     assert report.n_prompts == len(PROMPTS)
 
@@ -21,6 +22,14 @@ def test_a_bridge_that_computes_something_else_is_refused_with_the_numbers(tiny_
     suspect.bridge.add_hook("blocks.1.hook_mlp_out", lambda value, hook: value + 0.05)
     with pytest.raises(ParityError, match=r"disagree from layer 1 on: logits differ by"):
         check_parity(suspect, PROMPTS)
+
+
+def test_a_slip_that_does_not_come_again_is_told_apart_from_another_model(tiny_checkpoint):
+    suspect, slips = load(tiny_checkpoint("llama")), [0.05]
+    suspect.bridge.add_hook("blocks.1.hook_mlp_out", lambda value, hook: value + (slips.pop() if slips else 0))
+    report = check_parity(suspect, PROMPTS)
+    assert report.off is None
+    assert report.unsteady is not None and report.unsteady > 0.04
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox"])
