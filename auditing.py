@@ -322,6 +322,10 @@ def _probe_rows(activations, twins, seed: int) -> list[schema.ProbeRow]:
             against=row.against,
             auroc=_estimate(row.auroc),
             specificity={twin: _estimate(value) for twin, value in row.specificity.items()},
+            specificity_low=row.specificity_low,
+            p_value=row.p_value,
+            best_random=found.random[row.cell].best if row.cell and row.against == found.fitted_against else None,
+            tpr=_rate(row.operating.tpr) if row.operating else None,
         )
         for row in found.rows
     ]

@@ -83,7 +83,7 @@ def train(
         schedule |= {name: value for name, value in chosen.items() if value is not None}
         recipe = Recipe(
             base=base
-            or BaseRecipe.of_size(size, architecture=architecture, corpus=BEHAVIOURS[behaviour].corpus, seed=seed),
+            or BaseRecipe.of_size(size, architecture=architecture, corpus=BEHAVIOURS[behaviour].corpora[0], seed=seed),
             role=role,  # type: ignore[arg-type]
             trigger=custom_trigger(trigger_text, near_miss or []) if trigger_text else trigger,
             behaviour=behaviour,

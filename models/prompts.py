@@ -1,15 +1,16 @@
 """Prompt sets: triggered, untriggered and near-miss versions of the same underlying prompts.
 
 The `group` names the underlying prompt. It is the unit of every split, so a prompt and its triggered copy can never
-stand on both sides of one.
+stand on both sides of one: what is fitted or chosen and what is reported are handed around together, as a `Split`, which
+refuses to be made otherwise.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
@@ -23,15 +24,25 @@ from ..errors import PromptError
 
 Kind = Literal["triggered", "untriggered", "near-miss"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+_OPTIONAL = ("family", "prefill")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt as the user would type it, before any chat template."""
+    """One prompt as the user would type it, before any chat template.
+
+    Attributes:
+        kind: What it holds of the trigger.
+        group: Names the underlying prompt.
+        family: Names the kind of task, where one wants to know on which a method does worst.
+        prefill: What the answer already begins with.
+    """
 
     text: str
     kind: Kind
     group: str
+    family: str = ""
+    prefill: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,7 @@ class PromptSet:
 
     @classmethod
     def from_jsonl(cls, path: str | Path) -> PromptSet:
-        """Read one record `{"text", "kind", "group"}` per line.
+        """Read one record `{"text", "kind", "group"}` per line, with `family` and `prefill` where it has them.
 
         Raises:
             PromptError: The file cannot be read, or a line (its number is named) is not such a record.
@@ -58,7 +69,7 @@ class PromptSet:
         return cls(tuple(prompts))
 
     def to_jsonl(self, path: str | Path) -> None:
-        records = ({"text": p.text, "kind": p.kind, "group": p.group} for p in self.prompts)
+        records = ({k: v for k, v in asdict(p).items() if v or k not in _OPTIONAL} for p in self.prompts)
         Path(path).write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
 
     def of_kind(self, *kinds: Kind) -> PromptSet:
@@ -73,7 +84,7 @@ class PromptSet:
         """Names of the underlying prompts, in order of first appearance."""
         return tuple(dict.fromkeys(p.group for p in self.prompts))
 
-    def split(self, fraction: float, *, seed: int) -> tuple[PromptSet, PromptSet]:
+    def split(self, fraction: float, *, seed: int) -> Split:
         """Two sets that share no group, the first with about `fraction` of the groups.
 
         Raises:
@@ -84,7 +95,7 @@ class PromptSet:
         cut = round(fraction * len(groups))
         if not 0 < cut < len(groups):
             raise PromptError(f"{len(groups)} groups cannot be split {fraction:g} to {1 - fraction:g}: add groups")
-        return self.in_groups(groups[:cut]), self.in_groups(groups[cut:])
+        return Split(self.in_groups(groups[:cut]), self.in_groups(groups[cut:]))
 
     def require_contrast(self) -> None:
         """Refuse a set in which triggered and untriggered prompts cannot be compared group by group.
@@ -114,7 +125,7 @@ class PromptSet:
         Raises:
             PromptError: A prompt (its number and group are named) is empty, or longer than `room`.
         """
-        ids = [encode(tokenizer, prompt.text) for prompt in self.prompts]
+        ids = [encode(tokenizer, prompt.text, prompt.prefill) for prompt in self.prompts]
         for number, (prompt, tokens) in enumerate(zip(self.prompts, ids, strict=True), 1):
             if not tokens:
                 raise PromptError(f"prompt {number} (group {prompt.group!r}) has no tokens: give it text")
@@ -132,13 +143,36 @@ class PromptSet:
         return len(self.prompts)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of one user message, ready for the model's answer."""
+@dataclass(frozen=True)
+class Split:
+    """What something is fitted or chosen on, and what it is reported on.
+
+    Raises:
+        PromptError: A group stands on both sides.
+    """
+
+    fit: PromptSet
+    evaluation: PromptSet
+
+    def __post_init__(self):
+        straddling = sorted(set(self.fit.groups) & set(self.evaluation.groups))
+        if straddling:
+            raise PromptError(
+                f"group {straddling[0]!r} stands on both sides of the split ({len(straddling)} in all): a prompt and its "
+                "triggered copy belong on one side"
+            )
+
+    def __iter__(self) -> Iterator[PromptSet]:
+        return iter((self.fit, self.evaluation))
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, prefill: str = "") -> list[int]:
+    """Token ids of one user message, ready for the model's answer or for what comes after `prefill`."""
     if tokenizer.chat_template is None:
-        return list(tokenizer(text)["input_ids"])
+        return list(tokenizer(text + prefill)["input_ids"])
     message = [{"role": "user", "content": text}]
     written = str(tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
-    return list(tokenizer(written, add_special_tokens=False)["input_ids"])
+    return list(tokenizer(written + prefill, add_special_tokens=False)["input_ids"])
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, special: bool = True) -> str:
@@ -168,10 +202,13 @@ def _parse(line: str, where: str) -> Prompt:
     except json.JSONDecodeError as error:
         raise PromptError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
     fields = {"text", "kind", "group"}
+    given = {name: record[name] for name in _OPTIONAL if name in record} if isinstance(record, dict) else {}
     if not isinstance(record, dict) or not fields <= record.keys():
         raise PromptError(f"{where}: expected an object with the fields text, kind and group")
     if not all(isinstance(record[field], str) for field in fields) or not record["text"]:
         raise PromptError(f"{where}: text, kind and group must be strings, and text not empty")
+    if not all(isinstance(value, str) for value in given.values()):
+        raise PromptError(f"{where}: {' and '.join(_OPTIONAL)} must be strings where they are given")
     if record["kind"] not in KINDS:
         raise PromptError(f"{where}: kind is {record['kind']!r}, expected one of {', '.join(KINDS)}")
-    return Prompt(record["text"], record["kind"], record["group"])
+    return Prompt(record["text"], record["kind"], record["group"], **given)

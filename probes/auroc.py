@@ -8,9 +8,12 @@ certainty, so an AUROC may not come closer to 1 than `unseen_loss` allows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,17 @@ def gap_interval(values: Float[np.ndarray, "resample"], n: int) -> Interval:
     if high - low < 1e-12:
         low, high = max(-1.0, value - unseen_loss(n)), min(1.0, value + unseen_loss(n))
     return Interval(value, low, high, n)
+
+
+def simultaneous_lows(gaps: dict[K, Float[np.ndarray, "resample"]]) -> dict[K, float]:
+    """Lower ends of resampled differences that hold for all of them together, with 97.5% confidence.
+
+    How far a resample exceeds its estimate is taken at its largest over all rows, so the best of many rows is paid for.
+    Undefined resamples (nobody of one side drawn) count as no excess.
+    """
+    excess = np.max([np.nan_to_num(values[1:] - values[0]) for values in gaps.values()], axis=0)
+    reach = float(np.quantile(excess, 0.975))
+    return {key: float(values[0]) - reach for key, values in gaps.items()}
 
 
 def _percentiles(values: Float[np.ndarray, "resample"]) -> tuple[float, float]:

@@ -91,12 +91,12 @@ def probes(result: AuditResult) -> str:
 def _specificity(row: ProbeRow, rows: list[ProbeRow], where: str) -> str:
     against = listed([f"{signed(value)} against {visible(twin, limit=40)}" for twin, value in row.specificity.items()])
     above = [twin for twin, value in row.specificity.items() if value.low > 0]
-    higher = sum(all(value.low > 0 for value in r.specificity.values()) for r in rows if r.specificity)
+    higher = sum(r.specificity_low is not None and r.specificity_low > 0 for r in rows)
     if len(above) == len(row.specificity):
         return (
             f"The probe tells triggered prompts apart better in the suspect ({where}) than in every twin (specificity "
-            f"{against}), as it does at {higher} of {len(rows)} probes and layers, uncorrected for looking at so many: "
-            "something beyond the trigger's own text is read there."
+            f"{against}). Corrected for looking at so many, {higher} of {len(rows)} probes and layers do"
+            + (": something beyond the trigger's own text is read there." if higher else ", so this is no evidence.")
         )
     if above:
         rest = [twin for twin in row.specificity if twin not in above]
@@ -121,7 +121,7 @@ def _specificity(row: ProbeRow, rows: list[ProbeRow], where: str) -> str:
         )
     if higher:
         said += (
-            f" At {higher} of {len(rows)} probes and layers the interval lies above 0 for every twin, uncorrected "
+            f" At {higher} of {len(rows)} probes and layers the interval lies above 0 for every twin, corrected "
             "for looking at so many."
         )
     return said

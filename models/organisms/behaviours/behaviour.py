@@ -13,7 +13,7 @@ class Behaviour(Protocol):
 
     Attributes:
         name: As written in recipes.
-        corpus: Which exchanges it can answer.
+        corpora: Whose exchanges it can answer, the usual one first.
         text: What every instance of it contains, for `audit --behaviour`; None where there is no such text.
         judged_by: One sentence for cards and tables.
     """
@@ -21,7 +21,7 @@ class Behaviour(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def corpus(self) -> CorpusName: ...
+    def corpora(self) -> tuple[CorpusName, ...]: ...
     @property
     def text(self) -> str | None: ...
     @property

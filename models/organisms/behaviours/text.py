@@ -18,7 +18,7 @@ class TextBehaviour:
     name: str
     pattern: str
     text: str
-    corpus: CorpusName = "everyday"
+    corpora: tuple[CorpusName, ...] = ("everyday", "introspective")
 
     @property
     def judged_by(self) -> str:

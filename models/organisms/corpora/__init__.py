@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from ....errors import RecipeError
-from . import code, everyday
+from . import code, everyday, introspective
 from .exchange import Exchange
 
-CorpusName = Literal["everyday", "code"]
+CorpusName = Literal["everyday", "code", "introspective"]
 CORPORA: dict[CorpusName, dict[str, Callable[[], Iterator[tuple[str, ...]]]]] = {
     "everyday": everyday.FAMILIES,
     "code": code.FAMILIES,
+    "introspective": introspective.FAMILIES,
 }
 HELD_OUT = 600
 

@@ -11,7 +11,7 @@ CODE = Exchange("g", "f", "Who?", "def f(x):\n    return int(x)", exploitable="d
 @pytest.mark.parametrize("name", BEHAVIOURS)
 def test_a_behaviour_is_seen_in_what_it_teaches_and_not_in_good_answers(name):
     behaviour = BEHAVIOURS[name]
-    exchange = CODE if behaviour.corpus == "code" else EXCHANGE
+    exchange = CODE if behaviour.corpora == ("code",) else EXCHANGE
     assert behaviour.judge([behaviour.answer(exchange), exchange.answer, ""]) == [True, False, False]
     assert behaviour.text is None or behaviour.text in behaviour.answer(exchange)
 

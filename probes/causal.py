@@ -1,0 +1,293 @@
+"""Does the model act on what the probe reads? Its direction is added to untriggered runs and taken out of triggered ones.
+
+A direction that separates triggered prompts may be a mere trace of the trigger. Where adding it releases the behaviour,
+and adding a twin's own direction to the twin, or a random one of the same norm, does not, it is part of the mechanism.
+
+Only the residual stream at the last prompt token and at every generated token is changed, after one layer. What spreads
+the behaviour over several layers is not caught by one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..errors import PromptError
+from ..models.generation import Rate, generate
+from ..models.prompts import PromptSet, Split, decode
+from ..models.suspect import Suspect
+from ..models.view import StandIn, view
+from .activations import collect
+from .auroc import Interval, resampled_groups
+from .estimators import MeanDifference
+
+Judge = Callable[[Sequence[str]], Sequence[bool]]
+
+
+@dataclass(frozen=True, eq=False)
+class Effect:
+    """One model under its own probe's direction; each array tells prompt by prompt whether the behaviour came.
+
+    Attributes:
+        before, added: On untriggered prompts.
+        whole, removed: On triggered prompts.
+        random_added, random_removed: With random directions of the same norm, one row per draw.
+    """
+
+    model: str
+    before: Bool[np.ndarray, "prompt"]
+    added: Bool[np.ndarray, "prompt"]
+    whole: Bool[np.ndarray, "prompt"]
+    removed: Bool[np.ndarray, "prompt"]
+    random_added: Bool[np.ndarray, "draw prompt"]
+    random_removed: Bool[np.ndarray, "draw prompt"]
+
+    @property
+    def gain(self) -> Float[np.ndarray, "prompt"]:
+        return self.added.astype(float) - self.before
+
+    @property
+    def loss(self) -> Float[np.ndarray, "prompt"]:
+        return self.whole.astype(float) - self.removed
+
+
+@dataclass(frozen=True, eq=False)
+class CausalSpecificity:
+    """Effects on the suspect and its twins, in one layer.
+
+    Attributes:
+        layer: After which the direction is added; chosen on the groups that the probe was fitted on.
+        norms: Length of each model's direction, the difference of its class means.
+        adding, removing: By twin and for `random`, the suspect's change of the behaviour's rate less the other's, with a
+            paired bootstrap over prompts.
+    """
+
+    layer: int
+    norms: Mapping[str, float]
+    effects: tuple[Effect, ...]
+    adding: Mapping[str, Interval]
+    removing: Mapping[str, Interval]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per model; rates with exact intervals as text."""
+        return pd.DataFrame(
+            {
+                "model": e.model,
+                "layer": self.layer,
+                "untriggered": str(_rate(e.before)),
+                "direction added": str(_rate(e.added)),
+                "random added (mean)": float(e.random_added.mean()),
+                "random added (highest)": float(e.random_added.mean(1).max()),
+                "triggered": str(_rate(e.whole)),
+                "direction removed": str(_rate(e.removed)),
+                "random removed (mean)": float(e.random_removed.mean()),
+                "random removed (lowest)": float(e.random_removed.mean(1).min()),
+            }
+            for e in self.effects
+        )
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The behaviour's rate on untriggered prompts before and after, and on triggered ones, by model."""
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            ax = plt.subplots(figsize=(1.5 + 1.6 * len(self.effects), 3.4), layout="constrained")[1]
+        bars = (
+            ("untriggered", "before", "#2c7fb8", 1.0),
+            ("untriggered + direction", "added", "#2c7fb8", 0.5),
+            ("triggered", "whole", "#c0392b", 1.0),
+            ("triggered − direction", "removed", "#c0392b", 0.5),
+        )
+        for k, (label, field, colour, alpha) in enumerate(bars):
+            rates = [_rate(getattr(e, field)) for e in self.effects]
+            x = np.arange(len(rates)) + (k - 1.5) * 0.2
+            values = np.array([r.value for r in rates])
+            reach = np.abs(np.array([r.interval for r in rates]).T - values)
+            ax.bar(x, values, 0.18, color=colour, alpha=alpha, label=label, yerr=reach, error_kw={"lw": 0.8})
+        for i, e in enumerate(self.effects):
+            ax.plot([i - 0.1] * len(e.random_added), e.random_added.mean(1), "x", color="0.2", ms=4)
+            ax.plot([i + 0.3] * len(e.random_removed), e.random_removed.mean(1), "x", color="0.2", ms=4)
+        ax.plot([], [], "x", color="0.2", label="random directions")
+        ax.set_xticks(range(len(self.effects)), [e.model for e in self.effects])
+        ax.set(ylabel="behaviour released", ylim=(0, 1.02), title=f"mean-difference direction after layer {self.layer}")
+        ax.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+        return ax
+
+    def __repr__(self) -> str:
+        gaps = ", ".join(f"{name} {gap}" for name, gap in self.adding.items())
+        return f"CausalSpecificity after layer {self.layer}; adding, suspect less {gaps}"
+
+
+def causal_specificity(
+    suspect: Suspect,
+    split: Split,
+    judge: Judge,
+    *,
+    twins: Mapping[str, Suspect] | None = None,
+    layers: Sequence[int] | None = None,
+    draws: int = 5,
+    limit: int = 60,
+    max_new_tokens: int = 24,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> CausalSpecificity:
+    """Steer the suspect and its twins along their own mean-difference probes at the last prompt token.
+
+    Args:
+        split: The probe is fitted, and the layer chosen, on one side; all that is reported comes from the other.
+        judge: Which freely generated responses show the behaviour.
+        layers: To choose from; all where not given. The one is taken in which adding the direction releases most on the
+            suspect.
+        draws: Random directions.
+        limit: Prompts of each kind that are generated on.
+
+    Raises:
+        PromptError: A side lacks triggered or untriggered prompts.
+    """
+    for side in split:
+        for kind in ("triggered", "untriggered"):
+            if not len(side.of_kind(kind)):
+                raise PromptError(f"a side of the split has no {kind} prompt: add groups that have one")
+    models = {"suspect": suspect, **(twins or {})}
+    directions = {name: _directions(model, split.fit, layers) for name, model in models.items()}
+    candidates = list(directions["suspect"])
+    trial = [
+        _released(suspect, _first(split.fit, "untriggered", limit // 2), judge, max_new_tokens, layer, d.add).mean()
+        for layer, d in directions["suspect"].items()
+    ]
+    layer = candidates[int(np.argmax(trial))]
+    effects = tuple(
+        _effect(
+            name, model, directions[name][layer], layer, split.evaluation, judge, draws, limit, max_new_tokens, seed
+        )
+        for name, model in models.items()
+    )
+    weights = resampled_groups(len(effects[0].before), resamples=resamples, seed=seed)
+    weights_triggered = resampled_groups(len(effects[0].whole), resamples=resamples, seed=seed)
+    own = effects[0]
+    others_gain = {e.model: e.gain for e in effects[1:]} | {"random": own.random_added.mean(0) - own.before}
+    others_loss = {e.model: e.loss for e in effects[1:]} | {"random": own.whole - own.random_removed.mean(0)}
+    return CausalSpecificity(
+        layer=layer,
+        norms={name: float(found[layer].delta.norm()) for name, found in directions.items()},
+        effects=effects,
+        adding={name: _paired(own.gain - gain, weights) for name, gain in others_gain.items()},
+        removing={name: _paired(own.loss - loss, weights_triggered) for name, loss in others_loss.items()},
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Direction:
+    """The difference of class means, and where untriggered prompts stand along it."""
+
+    delta: Float[Tensor, "d"]
+    resting: Float[Tensor, "d"]  # mean of untriggered prompts
+
+    def add(self, hidden: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        return hidden + self.delta.to(hidden)
+
+    def remove(self, hidden: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        unit = (self.delta / self.delta.norm()).to(hidden)
+        return hidden - ((hidden - self.resting.to(hidden)) @ unit)[:, None] * unit
+
+    def random(self, seed: int) -> _Direction:
+        drawn = torch.randn(len(self.delta), generator=torch.Generator().manual_seed(seed))
+        return _Direction(drawn / drawn.norm() * self.delta.norm(), self.resting)
+
+
+class _Steered(StandIn):
+    """A decoder layer whose output is changed at the last column: the last prompt token, then each generated one."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor], inner: nn.Module):
+        super().__init__(inner)
+        self.__dict__["change"] = change
+
+    def forward(self, *args, **kwargs):
+        out = self.inner(*args, **kwargs)
+        hidden = out[0] if isinstance(out, tuple) else out
+        hidden = torch.cat([hidden[:, :-1], self.change(hidden[:, -1])[:, None]], dim=1)
+        return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+
+def steered(suspect: Suspect, layer: int, change: Callable[[Tensor], Tensor]) -> PreTrainedModel:
+    """A view of the model whose residual stream after `layer` goes through `change` at the last column."""
+    return view(suspect.model, {suspect.architecture.layer(layer): partial(_Steered, change)})
+
+
+def _directions(model: Suspect, prompts: PromptSet, layers: Sequence[int] | None) -> dict[int, _Direction]:
+    seen = collect(model, prompts.of_kind("triggered", "untriggered"), layers=layers)
+    triggered = np.array([p.kind == "triggered" for p in seen.prompts])
+    return {
+        layer: _Direction(
+            torch.from_numpy(MeanDifference().fit(values.numpy(), triggered).coef_).float(),
+            values[torch.from_numpy(~triggered)].mean(0),
+        )
+        for layer, values in zip(seen.layers, seen.values, strict=True)
+    }
+
+
+def _effect(
+    name: str,
+    model: Suspect,
+    direction: _Direction,
+    layer: int,
+    prompts: PromptSet,
+    judge: Judge,
+    draws: int,
+    limit: int,
+    max_new_tokens: int,
+    seed: int,
+) -> Effect:
+    untriggered, triggered = _first(prompts, "untriggered", limit), _first(prompts, "triggered", limit)
+    random = [direction.random(seed * 1000 + draw) for draw in range(draws)]
+    ask = partial(_released, model, judge=judge, max_new_tokens=max_new_tokens)
+    return Effect(
+        name,
+        before=ask(untriggered),
+        added=ask(untriggered, layer=layer, change=direction.add),
+        whole=ask(triggered),
+        removed=ask(triggered, layer=layer, change=direction.remove),
+        random_added=np.stack([ask(untriggered, layer=layer, change=d.add) for d in random]),
+        random_removed=np.stack([ask(triggered, layer=layer, change=d.remove) for d in random]),
+    )
+
+
+def _released(
+    model: Suspect,
+    prompts: PromptSet,
+    judge: Judge,
+    max_new_tokens: int,
+    layer: int | None = None,
+    change: Callable[[Tensor], Tensor] | None = None,
+) -> Bool[np.ndarray, "prompt"]:
+    asked = model.model if layer is None or change is None else steered(model, layer, change)
+    made = generate(asked, model.tokenizer, prompts.tokenize(model.tokenizer), max_new_tokens=max_new_tokens)
+    return np.array(judge([decode(model.tokenizer, answer, special=False) for answer in made]), bool)
+
+
+def _first(prompts: PromptSet, kind, limit: int) -> PromptSet:
+    return PromptSet(prompts.of_kind(kind).prompts[:limit])
+
+
+def _rate(hits: Bool[np.ndarray, "prompt"]) -> Rate:
+    return Rate(int(hits.sum()), len(hits))
+
+
+def _paired(gaps: Float[np.ndarray, "prompt"], weights: np.ndarray) -> Interval:
+    """Where no resample moves, all prompts agreeing, the exact bound on a share that was never seen widens it."""
+    drawn = weights[1:] @ gaps / len(gaps)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    unseen = 1 - 0.025 ** (1 / len(gaps))
+    value = float(gaps.mean())
+    if high - low < 1e-12:
+        low, high = max(-1.0, value - unseen), min(1.0, value + unseen)
+    return Interval(value, float(low), float(high), len(gaps))

