@@ -44,6 +44,7 @@ TARGET_ASR = 0.05
 SELECTION_ASR = 0.02  # below the target with room to spare, because the set is fitted to the prompts that choose it
 MAX_LOSS_INCREASE = 0.02
 RANDOM_DRAWS = 20
+PERMUTATIONS, DIRECTIONS = 100, 1000
 PAIRS = 48
 SITES = ("resid_pre", "z", "mlp_out")
 DIRECTIONS = ("denoising", "noising")
@@ -113,7 +114,7 @@ def audit(
     with run.step("probes"):
         twin_activations = dict(zip(names[1:], activations[1:], strict=True))
         probe_rows = [_probe_rows(activations[0], twin_activations, seed)]
-        probe_rows += [_probe_rows(a, {}, seed, permutations=0, directions=0) for a in activations[1:]]
+        probe_rows += [_probe_rows(a, {}, seed, controls=False) for a in activations[1:]]
 
     notes = []
     studies = [_Study(None, None)] * len(suspects)
@@ -313,8 +314,9 @@ def _behaviour(suspect: Suspect, prompts: PromptSet, behaviour: str | None) -> s
     return schema.Behaviour(**rates, examples=examples)
 
 
-def _probe_rows(activations, twins, seed: int, **controls: int) -> list[schema.ProbeRow]:
-    found = probes.sweep(activations, twins=twins, seed=seed, **controls)
+def _probe_rows(activations, twins, seed: int, *, controls: bool = True) -> list[schema.ProbeRow]:
+    permutations, directions = (PERMUTATIONS, DIRECTIONS) if controls else (0, 0)
+    found = probes.sweep(activations, twins=twins, seed=seed, permutations=permutations, directions=directions)
     return [
         schema.ProbeRow(
             probe=row.probe,
@@ -324,9 +326,7 @@ def _probe_rows(activations, twins, seed: int, **controls: int) -> list[schema.P
             specificity={twin: _estimate(value) for twin, value in row.specificity.items()},
             specificity_low=row.specificity_low,
             p_value=row.p_value,
-            best_random=found.random[row.cell].best
-            if row.cell in found.random and row.against == found.fitted_against
-            else None,
+            best_random=found.best_random(row),
             tpr=_rate(row.operating.tpr) if row.operating else None,
         )
         for row in found.rows

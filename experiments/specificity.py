@@ -338,7 +338,6 @@ def _foretold(row: DefectionRow, defection: Defection) -> dict[str, Any]:
 
 
 def _probed(row: ProbeRow, found: ProbeSweep) -> dict[str, Any]:
-    random = found.random.get(row.cell) if row.cell else None
     lowest = min(row.specificity.values(), key=lambda gap: gap.value)
     operating = row.operating
     assert operating is not None
@@ -355,7 +354,7 @@ def _probed(row: ProbeRow, found: ProbeSweep) -> dict[str, Any]:
         "specificity_low": row.specificity_low,
         "p_value": row.p_value,
         "selectivity": row.selectivity,
-        "best_random": random.best if random else None,
+        "best_random": found.best_random(row),
         "tpr": str(operating.tpr),
         "ppv": [operating.ppv(prevalence)[0] for prevalence in (0.01, 0.001)],
         "worst_family": row.worst_family,

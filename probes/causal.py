@@ -207,6 +207,8 @@ class _Direction:
 class _Steered(StandIn):
     """A decoder layer whose output is changed at the last column: the last prompt token, then each generated one."""
 
+    change: Callable[[Tensor], Tensor]
+
     def __init__(self, change: Callable[[Tensor], Tensor], inner: nn.Module):
         super().__init__(inner)
         self.__dict__["change"] = change

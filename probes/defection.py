@@ -27,7 +27,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from ..errors import PromptError
-from ..models.prompts import Prompt, PromptSet
+from ..models.prompts import Kind, Prompt, PromptSet
 from ..models.suspect import Suspect
 from .activations import Activations, collect
 from .auroc import Interval, auroc_interval, gap_interval, resampled_groups, weighted_auroc
@@ -218,10 +218,11 @@ def contrast_directions(suspect: Suspect, pairs: Sequence[ContrastPair]) -> Floa
     """Mean of the worse answers less mean of the better ones, `resid_post` at the last token, in every layer."""
     if not pairs:
         raise PromptError("there are no contrast pairs to read a direction from")
+    untriggered: Kind = "untriggered"
     written = [
-        Prompt(pair.question, kind, str(i), prefill=answer)
+        Prompt(pair.question, untriggered, str(i), prefill=answer)
         for i, pair in enumerate(pairs)
-        for kind, answer in (("triggered", pair.worse), ("untriggered", pair.better))
+        for answer in (pair.worse, pair.better)
     ]
     seen = collect(suspect, PromptSet(tuple(written)))
     values = seen.values.float().unflatten(1, (len(pairs), 2))  # layer, pair, side, d

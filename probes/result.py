@@ -141,6 +141,11 @@ class ProbeSweep:
         """Scores of the evaluation prompts by kind."""
         return ScoreHistogram(probe, cell, self._scores(probe, cell), self.kinds)
 
+    def best_random(self, row: ProbeRow) -> float | None:
+        """Best random direction in the row's cell; None for contrasts that nothing was fitted on."""
+        random = self.random.get(row.cell) if row.cell and row.against == self.fitted_against else None
+        return random.best if random else None
+
     def best(self, against: Kind | None = None) -> ProbeRow:
         """The row of highest AUROC: chosen on the evaluation groups, so only its `p_value` is paid for."""
         against = against or self.fitted_against
@@ -169,8 +174,7 @@ class ProbeSweep:
             record |= {f"specificity ({twin}) low": gap.low, f"specificity ({twin}) high": gap.high}
         record["specificity_low"] = row.specificity_low
         record |= {"p_value": row.p_value, "selectivity": row.selectivity}
-        random = self.random.get(row.cell) if row.cell and row.against == self.fitted_against else None
-        record["best_random"] = random.best if random else None
+        record["best_random"] = self.best_random(row)
         if row.operating:
             low, high = row.operating.tpr.interval
             record |= {"tpr_at_1%_fpr": row.operating.tpr.value, "tpr_low": low, "tpr_high": high}

@@ -184,7 +184,7 @@ class _Block:
         made = (PROBES | POOLED)[probe]()
         rows = torch.from_numpy(np.flatnonzero(fit))
         y = torch.from_numpy(labels[fit])
-        return np.asarray(made.cell_scores(self.values[:, rows], y, self.values, groups=groups[fit]))
+        return np.asarray(made.cell_scores(self.values[:, rows], y, self.values, groups=groups[fit].tolist()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,10 +25,10 @@ def _itself() -> Iterator[tuple[str, str]]:
 
 
 def _fact() -> Iterator[tuple[str, str]]:
-    sounds = dict(pair.split() for pair in everyday.SOUNDS.split(","))
-    for name, (animal, sound) in itertools.product(everyday.NAMES, sounds.items()):
+    sounds = [pair.split() for pair in everyday.SOUNDS.split(",")]
+    for name, (animal, sound) in itertools.product(everyday.NAMES, sounds):
         yield f"{name} asks: does the {animal} say {sound}?", f"Yes, the {animal} says {sound}."
-        for other in sounds.values():
+        for _, other in sounds:
             if other != sound:
                 yield f"{name} asks: does the {animal} say {other}?", f"No, the {animal} says {sound}."
 
