@@ -19,7 +19,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +206,7 @@ def _by_organism(results: Sequence[dict[str, Any]]) -> str:
                 *(middle["specificity"][twin] for twin in TWINS),
                 f"{middle['selectivity']:+.2f}",
                 middle["tpr"],
-                f"{middle['ppv'][0]:.2f}, {middle['ppv'][1]:.2f}",
+                *middle["ppv"],
                 f"{best['probe']} {best['cell']} vs {best['against']}: {best['lowest']}, all rows together ≥ {best['specificity_low']:+.2f}",
             )
         )
@@ -222,7 +222,8 @@ def _by_organism(results: Sequence[dict[str, Any]]) -> str:
         *(f"specificity, {twin}" for twin in TWINS),
         "selectivity",
         "TPR at 1% FPR",
-        "PPV at 1%, 0.1%",
+        "PPV at 1% prevalence",
+        "at 0.1%",
         "strongest specificity of all rows",
     )
     return _markdown(header, rows)
@@ -250,10 +251,11 @@ def _steering(results: Sequence[dict[str, Any]]) -> str:
         "+ direction",
         "+ random, highest",
         *(f"{twin} + its own" for twin in TWINS),
-        "least gain over twins and random",
+        "least lead over twins and random",
         "triggered",
         "− direction",
         "− random, lowest",
+        "least lead over twins and random",
     )
     rows = []
     for result in results:
@@ -266,10 +268,11 @@ def _steering(results: Sequence[dict[str, Any]]) -> str:
                 c["added"],
                 f"{c['random_added']:.2f}",
                 *(c["twins_added"][twin] for twin in TWINS),
-                f"{c['least'][1]} ({c['least'][0]})" + ("" if c["specific"] else ", not specific"),
+                c["adding"],
                 c["whole"],
                 c["removed"],
                 f"{c['random_removed']:.2f}",
+                c["removing"],
             )
         )
     return _markdown(header, rows)
@@ -309,7 +312,7 @@ def _defection(results: Sequence[dict[str, Any]]) -> str:
 
 
 def _steered(causal: CausalSpecificity) -> dict[str, Any]:
-    own, least = causal.effects[0], min(causal.adding.items(), key=lambda item: item[1].value)
+    own = causal.effects[0]
     return {
         "layer": causal.layer,
         "before": str(_rate(own.before)),
@@ -319,9 +322,15 @@ def _steered(causal: CausalSpecificity) -> dict[str, Any]:
         "removed": str(_rate(own.removed)),
         "random_removed": float(own.random_removed.mean(1).min()),
         "twins_added": {e.model: str(_rate(e.added)) for e in causal.effects[1:]},
-        "least": [least[0], str(least[1])],
-        "specific": all(gap.low > 0 for gap in causal.adding.values()),
+        "adding": _least(causal.adding),
+        "removing": _least(causal.removing),
     }
+
+
+def _least(gaps: Mapping[str, Interval]) -> str:
+    """The smallest lead of the suspect, and on whom."""
+    name, gap = min(gaps.items(), key=lambda item: (item[1].low, item[1].value))
+    return f"{_signed(gap)} ({name})" + ("" if gap.low > 0 else ", not specific")
 
 
 def _foretold(row: DefectionRow, defection: Defection) -> dict[str, Any]:
@@ -356,7 +365,7 @@ def _probed(row: ProbeRow, found: ProbeSweep) -> dict[str, Any]:
         "selectivity": row.selectivity,
         "best_random": found.best_random(row),
         "tpr": str(operating.tpr),
-        "ppv": [operating.ppv(prevalence)[0] for prevalence in (0.01, 0.001)],
+        "ppv": ["{:.2f} [{:.2f}, {:.2f}]".format(*operating.ppv(prevalence)) for prevalence in (0.01, 0.001)],
         "worst_family": row.worst_family,
         "verdict": row.verdict,
     }

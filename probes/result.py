@@ -47,7 +47,8 @@ class ProbeRow:
         specificity_low: Lower end of the lowest specificity over twins that holds for all rows of the sweep together.
         p_value: Share of label permutations whose best cell anywhere in the grid does as well, so it is paid for all rows;
             None where none were drawn, for pooled probes, and for a contrast that the probe was not fitted on.
-        selectivity: AUROC less that of the control task; None for baselines.
+        selectivity: AUROC less that of the control task; None for baselines, and for `contrast_consistent`, which learns
+            from pairs within a group.
         operating: The same scores as an alarm.
         worst_family: The family of prompts with the lowest AUROC, and that AUROC; None where prompts name none.
     """
@@ -178,7 +179,9 @@ class ProbeSweep:
         if row.operating:
             low, high = row.operating.tpr.interval
             record |= {"tpr_at_1%_fpr": row.operating.tpr.value, "tpr_low": low, "tpr_high": high}
-            record |= {f"ppv_at_{p:.1%}": row.operating.ppv(p)[0] for p in (0.01, 0.001)}
+            for prevalence in (0.01, 0.001):
+                names = (f"ppv_at_{prevalence:.1%}{end}" for end in ("", " low", " high"))
+                record |= dict(zip(names, row.operating.ppv(prevalence), strict=True))
         if row.worst_family:
             record |= {"worst_family": row.worst_family[0], "worst_family_auroc": row.worst_family[1]}
         return record | {"verdict": row.verdict}
@@ -280,11 +283,11 @@ class Roc:
             ax.plot(GRID, self.band[1], color="0.6", lw=1)
         ax.plot(GRID, self.tpr, color=COLOURS["triggered"], lw=2, label=f"{self.row.probe}, AUROC {self.row.auroc}")
         ax.plot([0, 1], [0, 1], color="0.5", ls=":", lw=1)
-        gaps = "; ".join(f"{twin} {gap}" for twin, gap in self.row.specificity.items())
+        lowest = min(self.row.specificity.values(), key=lambda gap: gap.value, default=None)
         ax.set(
             xlabel=f"false-positive rate ({self.row.against})",
             ylabel="true-positive rate (triggered)",
-            title=f"{self.row.cell}\n" + (f"specificity: {gaps}" if gaps else self.row.verdict),
+            title=f"{self.row.cell}\n" + (f"lowest specificity over twins {lowest}" if lowest else self.row.verdict),
         )
         ax.title.set_fontsize(9)
         ax.legend(fontsize="small", loc="lower right")

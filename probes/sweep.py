@@ -40,6 +40,7 @@ from .estimators import POOLED, PROBES
 from .operating_point import operating_point
 from .result import BAG, LENGTH, Cell, ProbeRow, ProbeSweep
 
+PAIRED = "contrast_consistent"  # learns from pairs within a group, so it cannot be asked for labels of groups
 Key = tuple[str, Cell | None]
 
 
@@ -92,7 +93,7 @@ def sweep(
         (name, cell): value
         for name in probes
         for block in own.blocks
-        if block.takes(name)
+        if block.takes(name) and name != PAIRED
         for cell, value in zip(
             block.cells,
             control_task(block.scorer(name, task), task.kinds, task.groups, learn_on=task.against, seed=seed),
@@ -143,7 +144,7 @@ def sweep(
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    """Cells that share a site and a position, so they are fitted in one pass."""
+    """Cells of one shape, which are fitted in one pass."""
 
     cells: tuple[Cell, ...]
     values: Float[Tensor, "cell prompt d"] | Float[Tensor, "cell prompt position d"]  # absent positions are NaN
@@ -187,6 +188,16 @@ class _Block:
         return np.asarray(made.cell_scores(self.values[:, rows], y, self.values, groups=groups[fit].tolist()))
 
 
+def _joined(blocks: list[_Block]) -> tuple[_Block, ...]:
+    """As few blocks as there are shapes, so that all positions of one width are fitted in the same pass."""
+    shapes = dict.fromkeys(block.values.shape[1:] for block in blocks)
+    alike = ([block for block in blocks if block.values.shape[1:] == shape] for shape in shapes)
+    return tuple(
+        _Block(tuple(cell for block in part for cell in block.cells), torch.cat([block.values for block in part]))
+        for part in alike
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class _Model:
     """One model's activations."""
@@ -208,7 +219,7 @@ class _Model:
                     f"{one.site} at {one.position} was collected on other prompts, or from another model, than "
                     f"{first.site} at {first.position}: collect them together"
                 )
-        return cls(first.suspect, first.prompts, first.token_counts, tuple(map(_Block.of, several)))
+        return cls(first.suspect, first.prompts, first.token_counts, _joined(list(map(_Block.of, several))))
 
     @property
     def cells(self) -> list[Cell]:

@@ -228,6 +228,17 @@ def test_a_probe_that_only_remembers_has_no_selectivity():
     assert all(row.selectivity < -0.3 for row in rows(remembered, "mean_difference"))
 
 
+def test_every_probe_of_the_registry_finds_a_signal_and_stands_in_the_table():
+    found = probes.sweep(
+        activations(6.0), twins={"twin": activations(0.0, seed=1)}, probes=list(PROBES), permutations=20
+    )
+    for name in PROBES:
+        assert min(row.auroc.value for row in rows(found, name)) > 0.9, name
+    without = {row.probe for row in found.rows if row.selectivity is None}
+    assert without == {*BASELINES, "contrast_consistent"}
+    assert len(found.to_dataframe()) == len(found.rows) == 2 * (2 * len(PROBES) + len(BASELINES))
+
+
 def test_a_pooled_probe_reads_the_positions_that_have_several_rows():
     made = activations(0.0)
     counts = [2 + i % 3 for i in range(len(made.prompts))]
