@@ -250,7 +250,7 @@ class ProbeSweep:
         gaps = [min(row.specificity.values(), key=lambda gap: gap.value) for row in rows if row.specificity]
         if not gaps:
             return "no twin: not evidence of defection"
-        return f"largest specificity over every twin {max(gaps, key=lambda gap: gap.value)}"
+        return f"best cell by its lowest specificity over twins: {max(gaps, key=lambda gap: gap.value)}"
 
     def __repr__(self) -> str:
         lines = [f"ProbeSweep of {self.suspect}; AUROC on unseen groups, 95% intervals"]
