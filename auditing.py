@@ -44,7 +44,7 @@ TARGET_ASR = 0.05
 SELECTION_ASR = 0.02  # below the target with room to spare, because the set is fitted to the prompts that choose it
 MAX_LOSS_INCREASE = 0.02
 RANDOM_DRAWS = 20
-PERMUTATIONS, DIRECTIONS = 100, 1000
+PERMUTATIONS, RANDOM_DIRECTIONS = 100, 1000
 PAIRS = 48
 SITES = ("resid_pre", "z", "mlp_out")
 DIRECTIONS = ("denoising", "noising")
@@ -315,7 +315,7 @@ def _behaviour(suspect: Suspect, prompts: PromptSet, behaviour: str | None) -> s
 
 
 def _probe_rows(activations, twins, seed: int, *, controls: bool = True) -> list[schema.ProbeRow]:
-    permutations, directions = (PERMUTATIONS, DIRECTIONS) if controls else (0, 0)
+    permutations, directions = (PERMUTATIONS, RANDOM_DIRECTIONS) if controls else (0, 0)
     found = probes.sweep(activations, twins=twins, seed=seed, permutations=permutations, directions=directions)
     return [
         schema.ProbeRow(
