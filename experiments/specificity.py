@@ -137,7 +137,7 @@ def measured(recipe: Recipe, out: Path, *, held_out: int = HELD_OUT) -> dict[str
     partial = kept.with_suffix(".partial")
     partial.write_text(json.dumps(result, indent=1), encoding="utf-8")
     os.replace(partial, kept)
-    return result
+    return json.loads(kept.read_text(encoding="utf-8"))  # as the next run will find it
 
 
 def swept(suspect: Suspect, twins: dict[str, Suspect], prompts: PromptSet, seed: int) -> ProbeSweep:
