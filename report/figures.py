@@ -61,9 +61,8 @@ def auroc(ax: Axes, result: AuditResult, probe: str, against: str) -> None:
         lowest = min([lowest, *(row.auroc.low for row in rows)])
     for i, row in enumerate(lookup.baselines(lookup.suspect(result), against)):
         name = visible(row.probe, limit=30)
-        ax.axhline(
-            row.auroc.value, color=INK, linestyle=(0, (5, 2 + i)), linewidth=1.2, label=plain(f"{name} (no model)")
-        )
+        dashes = (5, 2, *(1, 2) * i)  # a dot more for each
+        ax.axhline(row.auroc.value, color=INK, linestyle=(0, dashes), linewidth=1.2, label=plain(f"{name} (no model)"))
     ax.axhline(0.5, color=TARGET, linewidth=1, linestyle=":")
     ax.annotate("chance", (0.995, 0.5), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=SMALL)
     every = sorted({row.layer for row in lookup.suspect(result).probes if row.layer is not None})
