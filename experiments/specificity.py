@@ -330,7 +330,7 @@ def _steered(causal: CausalSpecificity) -> dict[str, Any]:
 def _least(gaps: Mapping[str, Interval]) -> str:
     """The smallest lead of the suspect, and on whom."""
     name, gap = min(gaps.items(), key=lambda item: (item[1].low, item[1].value))
-    return f"{_signed(gap)} ({name})" + ("" if gap.low > 0 else ", not specific")
+    return f"{gap.signed} ({name})" + ("" if gap.low > 0 else ", not specific")
 
 
 def _foretold(row: DefectionRow, defection: Defection) -> dict[str, Any]:
@@ -340,7 +340,7 @@ def _foretold(row: DefectionRow, defection: Defection) -> dict[str, Any]:
         "apart": {kind: str(interval) for kind, interval in row.apart.items()},
         "worst": str(row.worst),
         "random": defection.random[row.layer],
-        "specificity": {twin: _signed(gap) for twin, gap in row.specificity.items()},
+        "specificity": {twin: gap.signed for twin, gap in row.specificity.items()},
         "specific": bool(row.specificity) and all(gap.low > 0 for gap in row.specificity.values()),
         "middle": row.layer == defection.middle,
     }
@@ -358,8 +358,8 @@ def _probed(row: ProbeRow, found: ProbeSweep) -> dict[str, Any]:
         "against": row.against,
         "auroc": row.auroc.value,
         "interval": str(row.auroc),
-        "specificity": {twin: _signed(gap) for twin, gap in row.specificity.items()},
-        "lowest": _signed(lowest),
+        "specificity": {twin: gap.signed for twin, gap in row.specificity.items()},
+        "lowest": lowest.signed,
         "specificity_low": row.specificity_low,
         "p_value": row.p_value,
         "selectivity": row.selectivity,
@@ -383,10 +383,6 @@ def _middle(result: dict[str, Any], probe: str = "mean_difference", position: st
 
 def _rate(hits) -> Rate:
     return Rate(int(hits.sum()), len(hits))
-
-
-def _signed(gap: Interval) -> str:
-    return f"{gap.value:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]"
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

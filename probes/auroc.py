@@ -28,6 +28,11 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] n={self.n}"
 
+    @property
+    def signed(self) -> str:
+        """As a difference, without `n`, for tables that give it elsewhere."""
+        return f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
 
 def resampled_groups(n_groups: int, *, resamples: int, seed: int) -> Int[np.ndarray, "resample group"]:
     """How often each group is drawn; the first row is the sample itself."""

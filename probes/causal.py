@@ -28,6 +28,7 @@ from ..models.suspect import Suspect
 from ..models.view import StandIn, view
 from .activations import collect
 from .auroc import Interval, resampled_groups
+from .axes import axes_of
 from .estimators import MeanDifference
 
 Judge = Callable[[Sequence[str]], Sequence[bool]]
@@ -97,10 +98,7 @@ class CausalSpecificity:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The behaviour's rate on untriggered prompts before and after, and on triggered ones, by model."""
-        if ax is None:
-            import matplotlib.pyplot as plt
-
-            ax = plt.subplots(figsize=(1.5 + 1.6 * len(self.effects), 3.4), layout="constrained")[1]
+        ax = axes_of(ax, (1.5 + 1.6 * len(self.effects), 3.4))
         bars = (
             ("untriggered", "before", "#2c7fb8", 1.0),
             ("untriggered + direction", "added", "#2c7fb8", 0.5),

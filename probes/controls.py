@@ -21,6 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from ..models.prompts import PromptSet
+from .axes import axes_of
 
 GRID = np.linspace(0, 1, 101)  # false-positive rates at which curves are kept
 
@@ -106,10 +107,7 @@ class PermutationNull:
         return float((1 + (self.best >= auroc).sum()) / (1 + len(self.best)))
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        if ax is None:
-            import matplotlib.pyplot as plt
-
-            ax = plt.subplots(figsize=(5, 3))[1]
+        ax = axes_of(ax, (5, 3))
         ax.hist(self.best, bins=20, color="0.7")
         ax.set(xlabel="best AUROC of the grid, labels swapped within groups", ylabel="permutations")
         return ax

