@@ -1,0 +1,184 @@
+"""A circuit: which places carry the behaviour, with every figure that says how far to believe it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from jaxtyping import Float
+
+from ..errors import OutputError
+from .components import Component
+from .kept import Place
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of the gap between corrupted and clean runs, with its 95% bootstrap interval over `n` pairs."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] n={self.n}"
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """Places whose clean values are enough for the behaviour. All metrics are of test pairs, `[pair]`.
+
+    Attributes:
+        n_places: How many there are in the model.
+        target: Faithfulness that the search had to reach on its own pairs.
+        clean, corrupted: Metric with every place clean, and with none.
+        circuit, complement: Metric with only the circuit clean, and with all but the circuit.
+        without: Metric of the circuit less one of its places, `[place, pair]`.
+        null: Metric of random sets of as many heads and MLPs, `[draw, pair]`.
+        curve: Faithfulness on the validation pairs by number of places, before pruning.
+        stability: Share of searches on resampled validation pairs that chose the place.
+    """
+
+    suspect: str
+    places: tuple[Place, ...]
+    n_places: int
+    target: float
+    metric: str
+    groups: tuple[str, ...]
+    clean: Float[np.ndarray, "pair"]
+    corrupted: Float[np.ndarray, "pair"]
+    circuit: Float[np.ndarray, "pair"]
+    complement: Float[np.ndarray, "pair"]
+    without: Float[np.ndarray, "place pair"]
+    null: Float[np.ndarray, "draw pair"]
+    curve: xr.DataArray
+    stability: Mapping[Place, float]
+    seed: int
+
+    @property
+    def components(self) -> list[Component]:
+        return sorted({place.component for place in self.places})
+
+    @cached_property
+    def faithfulness(self) -> Share:
+        """Share of the gap that is left when all other places are corrupted; 1 is the whole behaviour."""
+        return self._share(self.circuit)
+
+    @cached_property
+    def completeness(self) -> Share:
+        """Share of the gap that is gone when the circuit alone is corrupted; 1 leaves nothing to the rest of the model."""
+        return self._share(self.clean + self.corrupted - self.complement)
+
+    @cached_property
+    def minimality(self) -> dict[Place, Share]:
+        """By place, the share of the gap that the circuit loses without it."""
+        return {
+            place: self._share(self.circuit - row + self.corrupted)
+            for place, row in zip(self.places, self.without, strict=True)
+        }
+
+    @cached_property
+    def random(self) -> Float[np.ndarray, "draw"]:
+        """Faithfulness of the random sets."""
+        return (self.null - self.corrupted).mean(1) / (self.clean - self.corrupted).mean()
+
+    @property
+    def by_group(self) -> pd.DataFrame:
+        """The metric on every test pair."""
+        columns = {"clean": self.clean, "circuit": self.circuit, "complement": self.complement}
+        return pd.DataFrame({"group": self.groups, **columns, "corrupted": self.corrupted})
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per place."""
+        return pd.DataFrame(
+            {
+                "place": str(place),
+                "share lost without it": share.value,
+                "low": share.low,
+                "high": share.high,
+                "chosen again": self.stability.get(place, np.nan),
+            }
+            for place, share in self.minimality.items()
+        )
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Faithfulness by number of places while the circuit grew, the pruned circuit on test pairs, and its null."""
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            ax = plt.subplots(figsize=(5.2, 3.6), layout="constrained")[1]
+        ax.plot(self.curve["places"], self.curve, "o-", color="#2c7fb8", ms=4, label="highest-ranked, validation pairs")
+        share, n = self.faithfulness, len(self.places)
+        ax.errorbar(
+            [n], [share.value], [[share.value - share.low], [share.high - share.value]],
+            fmt="D", color="#c0392b", capsize=3, label=f"circuit, {share.n} test pairs",
+        )  # fmt: skip
+        if len(self.random):
+            ax.plot(
+                [n] * len(self.random), self.random, "_", color="0.5", ms=10, label=f"{len(self.random)} random sets"
+            )
+        ax.axhline(self.target, color="0.7", lw=0.8, ls=":")
+        ax.set(xlabel=f"places kept clean, of {self.n_places}", ylabel="faithfulness (share of the gap)")
+        ax.set_title(f"circuit of {self.suspect}: {n} of {self.n_places} places", fontsize="medium")
+        ax.legend(fontsize="small")
+        return ax
+
+    def save(self, path: str | Path) -> Path:
+        """Write the places and the figures as JSON, under a temporary name first.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        record = {
+            "suspect": self.suspect,
+            "metric": self.metric,
+            "seed": self.seed,
+            "target": self.target,
+            "places": [
+                {"layer": p.component.layer, "head": p.component.head, "span": p.span, "lost_without": share.value}
+                for p, share in self.minimality.items()
+            ],
+            "n_places": self.n_places,
+            "faithfulness": vars(self.faithfulness),
+            "completeness": vars(self.completeness),
+            "random_faithfulness": self.random.tolist(),
+        }
+        try:
+            partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
+            os.replace(partial, path)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        finally:
+            partial.unlink(missing_ok=True)
+        return path
+
+    def __repr__(self) -> str:
+        null = f", {len(self.random)} random sets at most {self.random.max():.2f}" if len(self.random) else ""
+        return (
+            f"Circuit of {self.suspect}, {len(self.places)} of {self.n_places} places: "
+            f"{', '.join(map(str, self.places))}; faithfulness {self.faithfulness}{null}; completeness {self.completeness}"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.to_dataframe().to_html(index=False, float_format="{:.2f}".format)
+
+    def _share(self, measured: Float[np.ndarray, "pair"], *, resamples: int = 2000) -> Share:
+        gained, gap = measured - self.corrupted, self.clean - self.corrupted
+        n = len(gap)
+        drawn = np.random.default_rng(self.seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+        low, high = np.quantile((drawn @ gained) / (drawn @ gap), (0.025, 0.975))
+        return Share(float(gained.mean() / gap.mean()), float(low), float(high), n)

