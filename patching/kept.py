@@ -156,6 +156,9 @@ class Kept:
 class _Given(StandIn):
     """Takes (heads) or puts out (an MLP) given values in the columns that are chosen, by row."""
 
+    values: Tensor
+    chosen: Tensor
+
     def __init__(
         self, values: Float[Tensor, "row col d"], chosen: Bool[Tensor, "row unit col"], entering: bool, inner: nn.Module
     ):
