@@ -69,7 +69,7 @@ class Circuit:
 
     @property
     def components(self) -> list[Component]:
-        return sorted({place.component for place in self.places})
+        return list(dict.fromkeys(place.component for place in self.places))
 
     @cached_property
     def faithfulness(self) -> Share:

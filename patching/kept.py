@@ -29,7 +29,7 @@ from .metrics import Metric
 from .pairs import Pairs
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Place:
     """A component, at one of the pairs' spans or, with `span=None`, at all positions. Written `L1H3`, `L1H3 @ end -1`."""
 

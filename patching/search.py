@@ -164,7 +164,7 @@ class _Search:
                 rest = [other for other in chosen if other != place]
                 if self.share(self.metric(rest)) >= target:
                     chosen, dropped = rest, True
-        return sorted(chosen), sizes
+        return [place for place in self.kept.places if place in chosen], sizes
 
     def metric(self, places: Sequence[Place]) -> Float[np.ndarray, "pair"]:
         return self._measure([places])[0]

