@@ -167,7 +167,8 @@ class Circuit:
         return path
 
     def __repr__(self) -> str:
-        null = f", {len(self.random)} random sets at most {self.random.max():.2f}" if len(self.random) else ""
+        beaten = int((self.random >= self.faithfulness.value).sum())
+        null = f", {beaten} of {len(self.random)} random sets as faithful" if len(self.random) else ""
         return (
             f"Circuit of {self.suspect}, {len(self.places)} of {self.n_places} places: "
             f"{', '.join(map(str, self.places))}; faithfulness {self.faithfulness}{null}; completeness {self.completeness}"

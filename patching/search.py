@@ -113,13 +113,18 @@ def find_circuit(
 
 
 def matched_sets(chosen: Sequence[Place], places: Sequence[Place], *, draws: int, seed: int) -> list[list[Place]]:
-    """Random sets with as many heads and MLPs as `chosen`, from all places."""
+    """Distinct random sets with as many heads and MLPs as `chosen`, other than it; there may be fewer than `draws`."""
     rng = random.Random(seed)
     kinds = [[p for p in places if (p.component.head is None) == mlp] for mlp in (False, True)]
     counts = [sum((p.component.head is None) == mlp for p in chosen) for mlp in (False, True)]
-    return [
-        [place for kind, n in zip(kinds, counts, strict=True) for place in rng.sample(kind, n)] for _ in range(draws)
-    ]
+    found: dict[frozenset[Place], list[Place]] = {}
+    for _ in range(20 * draws):
+        drawn = [place for kind, n in zip(kinds, counts, strict=True) for place in rng.sample(kind, n)]
+        if set(drawn) != set(chosen):
+            found[frozenset(drawn)] = drawn
+        if len(found) == draws:
+            break
+    return list(found.values())
 
 
 class _Search:
