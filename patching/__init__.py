@@ -1,6 +1,7 @@
 """Where it lives: exact activation patching, and ablation with its price."""
 
 from .ablation import Ablator, ablate, mean_activations
+from .attribution import attribute
 from .circuits import find_set, rank, smallest_set
 from .components import Component, matched_random_sets
 from .metrics import LogitDifference
@@ -15,6 +16,7 @@ __all__ = [
     "Pairs",
     "SweepResult",
     "ablate",
+    "attribute",
     "find_set",
     "matched_random_sets",
     "mean_activations",
