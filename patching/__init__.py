@@ -4,6 +4,7 @@ from .ablation import Ablator, ablate, mean_activations
 from .attribution import attribute
 from .circuits import find_set, rank, smallest_set
 from .components import Component, matched_random_sets
+from .edges import attribute_edges, node_scores
 from .metrics import LogitDifference
 from .pairs import Pairs
 from .result import SweepResult
@@ -17,9 +18,11 @@ __all__ = [
     "SweepResult",
     "ablate",
     "attribute",
+    "attribute_edges",
     "find_set",
     "matched_random_sets",
     "mean_activations",
+    "node_scores",
     "rank",
     "smallest_set",
     "sweep",

@@ -30,7 +30,7 @@ from ..models.suspect import Suspect
 from ..models.view import view
 from .metrics import Metric
 from .pairs import Pairs
-from .recorded import Block, Direction, PutsOut, Recorded, blocks, gradients, labelled, record
+from .recorded import Block, Direction, PutsOut, Recorded, blocks, gradients, labelled, last_metrics, record
 from .wiring import Wiring
 
 AttributionSite = Literal["resid_pre", "attn_out", "mlp_out", "z", "q", "k", "v"]
@@ -184,7 +184,7 @@ def _first_order(
         change = block.difference(place.read(base), place.read(source)).float()
         by_head = place.by_head(change * gradient.float() / len(path)).sum(-1)
         out.append(einsum(by_head, block.spans.float(), "row column head, row span column -> row span head"))
-    return torch.stack(out, dim=1), _ends(metric, block, base, source)
+    return torch.stack(out, dim=1), last_metrics(metric, block, base, source)
 
 
 def _corrected(
@@ -218,7 +218,7 @@ def _corrected(
             # Query heads that share a key head are neighbours.
             found = reduce(found, "row span (kv group) -> row span kv", "sum", kv=place.heads)
         out.append(found)
-    return torch.stack(out, dim=1), _ends(metric, block, run, source)
+    return torch.stack(out, dim=1), last_metrics(metric, block, run, source)
 
 
 def _attend(
@@ -246,8 +246,3 @@ def _with_features(base: Tensor, patched: Tensor, place: Place) -> Tensor:
     chosen = rearrange(place.features, "head d -> (head d)")
     out[..., chosen] = patched[..., chosen]
     return out
-
-
-def _ends(metric: Metric, block: Block, base: Recorded, source: Recorded) -> Float[Tensor, "end row"]:
-    with torch.no_grad():
-        return torch.stack([metric(run.logits.detach(), block.pair) for run in (base, source)])

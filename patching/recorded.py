@@ -177,6 +177,12 @@ def gradients(
     return [torch.zeros_like(t) if g is None else g for t, g in zip(of, found, strict=True)], value.detach()
 
 
+def last_metrics(metric: Metric, block: Block, base: Recorded, source: Recorded) -> Float[Tensor, "end row"]:
+    """The metric of both runs; NaN where it is undefined."""
+    with torch.no_grad():
+        return torch.stack([measured(metric, run.logits.detach(), block.pair) for run in (base, source)])
+
+
 def labelled(
     pairs: Pairs, values: np.ndarray, defined: np.ndarray, dims: Sequence[str], coords: Mapping, attrs: Mapping
 ) -> xr.DataArray:

