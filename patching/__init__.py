@@ -7,6 +7,7 @@ from .components import Component, matched_random_sets
 from .edges import attribute_edges, node_scores
 from .metrics import LogitDifference
 from .pairs import Pairs
+from .paths import path_patch, path_sweep
 from .result import SweepResult
 from .sweep import sweep
 
@@ -23,6 +24,8 @@ __all__ = [
     "matched_random_sets",
     "mean_activations",
     "node_scores",
+    "path_patch",
+    "path_sweep",
     "rank",
     "smallest_set",
     "sweep",
