@@ -1,7 +1,9 @@
 """Where it lives: exact activation patching, and ablation with its price."""
 
 from .ablation import Ablator, ablate, mean_activations
+from .agreement import Agreement, verify
 from .attribution import attribute
+from .cells import patch_cells
 from .circuits import find_set, rank, smallest_set
 from .components import Component, matched_random_sets
 from .edges import attribute_edges, node_scores
@@ -13,6 +15,7 @@ from .sweep import sweep
 
 __all__ = [
     "Ablator",
+    "Agreement",
     "Component",
     "LogitDifference",
     "Pairs",
@@ -24,9 +27,11 @@ __all__ = [
     "matched_random_sets",
     "mean_activations",
     "node_scores",
+    "patch_cells",
     "path_patch",
     "path_sweep",
     "rank",
     "smallest_set",
     "sweep",
+    "verify",
 ]

