@@ -130,6 +130,7 @@ class Circuit:
                 [n] * len(self.random), self.random, "_", color="0.5", ms=10, label=f"{len(self.random)} random sets"
             )
         ax.axhline(self.target, color="0.7", lw=0.8, ls=":")
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set(xlabel=f"places kept clean, of {self.n_places}", ylabel="faithfulness (share of the gap)")
         ax.set_title(f"circuit of {self.suspect}: {n} of {self.n_places} places", fontsize="medium")
         ax.legend(fontsize="small")

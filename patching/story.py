@@ -53,7 +53,7 @@ class Story:
                 "component": str(c),
                 "total effect": total,
                 "direct effect": direct,
-                "looks at": str(looks[str(c)].span.values[int(looks[str(c)].argmax())]) if str(c) in looks else "",
+                "looks at": str(looks[str(c)].span.values[int(looks[str(c)].argmax("span"))]) if str(c) in looks else "",
                 "with weight": float(looks[str(c)].max()) if str(c) in looks else np.nan,
             }
             for c, total, direct in zip(self.components, self.total, self.direct, strict=True)
@@ -82,8 +82,8 @@ class Story:
         right.axvline(0, color="0.5", lw=0.8)
         right.set_yticks(y, [str(c) for c in self.components])
         right.invert_yaxis()
-        right.set(xlabel="share of the behaviour lost when corrupted alone", title=f"mean of {self.n_pairs} pairs")
-        right.legend(fontsize="small")
+        right.set(xlabel="share of the gap", title=f"lost when corrupted alone, mean of {self.n_pairs} pairs")
+        right.legend(fontsize="x-small")
         return axes
 
     def __repr__(self) -> str:
