@@ -15,7 +15,14 @@ from transformers import PreTrainedModel
 from ..errors import CheckpointError
 
 _LAYERS = ("model.layers", "transformer.h", "gpt_neox.layers", "model.decoder.layers")
-_ATTENTION_OUT = ("self_attn.o_proj", "attn.c_proj", "attention.dense", "self_attn.out_proj", "self_attn.dense")
+_ATTENTION_OUT = (
+    "self_attn.o_proj",
+    "attn.c_proj",
+    "attention.dense",
+    "self_attn.out_proj",
+    "self_attn.dense",
+    "attn.out_proj",
+)
 # Post-norm architectures (Gemma 2 and 3) add to the residual stream what leaves the norm, not the MLP.
 _MLP_OUT = ("post_feedforward_layernorm", "mlp", "fc2")
 # What the MLP's norm reads; after `post_attention_layernorm` alone, a post-norm layer has not added to the stream yet.
@@ -86,6 +93,10 @@ class Architecture:
     def layer(self, index: int) -> str:
         """The decoder layer: its first argument is `resid_pre`, its result `resid_post`."""
         return f"{self.layers}.{index}"
+
+    def attention(self, index: int) -> str:
+        """The attention module; what it returns first has passed `attention_out`."""
+        return self.attention_out(index).rpartition(".")[0]
 
     def attention_out(self, index: int) -> str:
         """The projection whose input is `z` with heads flattened, `[batch, pos, n_heads * d_head]`."""

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import PromptError
 from ..models.prompts import decode
 from ..models.suspect import Suspect
-from .engine import capture, check
+from .engine import check
+from .engine import logits as last_logits
 from .pairs import Pair, Pairs
 
 
@@ -83,7 +84,7 @@ class LogitDifference:
         if not behaviour.strip():
             raise PromptError("the behaviour is empty: give the text that the trigger releases")
         check(suspect, [pair.clean for pair in pairs])
-        likelihood = _last_logits(suspect, [pair.clean for pair in pairs], max_tokens).log_softmax(-1).mean(0)
+        likelihood = last_logits(suspect, [pair.clean for pair in pairs], max_tokens).log_softmax(-1).mean(0)
         candidates = sorted(set().union(*(_first_tokens(suspect.tokenizer, pair, behaviour) for pair in pairs)))
         if not candidates:
             raise PromptError(
@@ -93,7 +94,7 @@ class LogitDifference:
         if answer_tokens is None:
             corrupted = [pair.corrupted for pair in pairs]
             check(suspect, corrupted)
-            answer_tokens = _last_logits(suspect, corrupted, max_tokens).argmax(-1)
+            answer_tokens = last_logits(suspect, corrupted, max_tokens).argmax(-1).cpu()
         if len(answer_tokens) != len(pairs):
             raise PromptError(f"{len(answer_tokens)} answer tokens for {len(pairs)} pairs: give one per pair")
         metric = cls(token, answer_tokens, label=repr(suspect.tokenizer.decode([token])))
@@ -103,11 +104,6 @@ class LogitDifference:
                 "they cannot be told apart by one token: pass answer_tokens, or another behaviour"
             )
         return metric
-
-
-def _last_logits(suspect: Suspect, tokens: list[tuple[int, ...]], max_tokens: int) -> Float[Tensor, "prompt vocab"]:
-    step = max(1, max_tokens // max(map(len, tokens)))
-    return torch.cat([capture(suspect, tokens[i : i + step], None).logits for i in range(0, len(tokens), step)]).cpu()
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, pair: Pair, behaviour: str) -> set[int]:

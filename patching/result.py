@@ -32,6 +32,7 @@ class SweepResult:
         metric, unit: What was measured, as a sentence, and in what.
         dropped: Groups on which the metric is undefined; they are not in `effect`.
         suspect: Name of the model.
+        engine: `wavefront`, or `per layer` where the model cannot be taken apart; both are exact.
     """
 
     effect: xr.DataArray
@@ -44,6 +45,7 @@ class SweepResult:
     unit: str
     dropped: tuple[str, ...]
     suspect: str
+    engine: str = "wavefront"
 
     @property
     def column(self) -> str:
