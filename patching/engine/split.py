@@ -125,10 +125,13 @@ class SplitModel:
         index: int,
         hidden: Float[Tensor, "token d_model"],
         call: tuple[tuple[Any, ...], dict[str, Any]],
-        **given: Float[Tensor, "token d"],
+        *,
+        z: Float[Tensor, "token d"] | None = None,
+        attn_out: Float[Tensor, "token d_model"] | None = None,
+        mlp_out: Float[Tensor, "token d_model"] | None = None,
     ) -> Float[Tensor, "token d_model"]:
         """One layer on packed tokens with `z` or `attn_out` given, so that no token sees another; also `mlp_out`."""
-        return self._run(index, hidden, call, _Present(**given))
+        return self._run(index, hidden, call, _Present(z=z, attn_out=attn_out, mlp_out=mlp_out))
 
     def unembed(self, top: Float[Tensor, "token d_model"]) -> Float[Tensor, "token vocab"]:
         """Logits of tokens that have left the last layer."""
@@ -180,6 +183,7 @@ def parts_of(site: Site) -> set[str]:
 
 class _Piece(StandIn):
     split: SplitModel
+    layer: int
 
     def __init__(self, inner: nn.Module, split: SplitModel, layer: int):
         super().__init__(inner)
@@ -220,6 +224,8 @@ class _Attention(_Piece):
 
 class _Site(_Piece):
     """A module whose result is `attn_out` or `mlp_out`."""
+
+    site: str
 
     def __init__(self, inner: nn.Module, split: SplitModel, layer: int, site: str):
         super().__init__(inner, split, layer)

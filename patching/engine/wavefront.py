@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .attention import CannotSplit, attention, pattern
 from .cells import Cells, Places, ragged
-from .sites import OF_HEADS, Site
+from .sites import Site, output_of
 from .split import Enough, Recording, SplitModel
 
 # Logits held at once; 64 MiB in single precision.
@@ -70,7 +70,8 @@ class Wavefront:
         heads: int,
         read: Int[Tensor, "read"],
     ):
-        self.split, self.run, self.places, self.site, self.heads = split, recording, places, site, heads
+        self.split, self.run, self.places, self.heads = split, recording, places, heads
+        self.site: Site = site
         self.n_layers = split.where.n_layers
         self.rows = len(recording.logits) // 2
         self.end = int(read[-1]) + 1
@@ -120,7 +121,7 @@ class Wavefront:
         places, seen = self.places, {}
         hidden = self.run.kept["resid_pre"][layer][places.row + self.rows, places.source]
 
-        def look(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def look(q: Tensor, k: Tensor, _: Tensor) -> Tensor:
             seen.update(q=q, k=k)
             raise Enough
 
@@ -163,7 +164,7 @@ class Wavefront:
         """The same patches, all at `layer`, as what one site puts out in all columns; inside attention, as `z`."""
         everything = torch.arange(len(cells), device=cells.row.device)
         patched, given, _ = self._entries(layer, cells, everything)
-        site: Site = "z" if self.site in OF_HEADS else self.site
+        site = output_of(self.site)
         out = self.run.kept[site][layer][cells.row].clone()
         if self.site in ("k", "v"):
             tokens, _ = self._carried(cells, layer, everything)
