@@ -25,6 +25,7 @@ from ...models.view import StandIn, view, watch_input
 from .attention import NAME, CannotSplit, Scores, attention
 from .sites import Site
 
+Call = tuple[tuple[Any, ...], dict[str, Any]]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -42,7 +43,7 @@ class Recording:
     """
 
     kept: dict[str, dict[int, Tensor]]
-    calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
+    calls: dict[int, Call] = field(default_factory=dict)
     masks: dict[int, Bool[Tensor, "row 1 column column"]] = field(default_factory=dict)
     scores: dict[int, Scores] = field(default_factory=dict)
     logits: Float[Tensor, "row read vocab"] = field(default_factory=lambda: torch.empty(0))
@@ -114,7 +115,7 @@ class SplitModel:
         self,
         index: int,
         hidden: Float[Tensor, "token d_model"],
-        call: tuple[tuple[Any, ...], dict[str, Any]],
+        call: Call,
         attend: Attend,
     ) -> Float[Tensor, "token d_model"]:
         """One layer on packed tokens; `attend` maps their `q`, `k`, `v` (`[token, d]`) to `z`, and may raise `Enough`."""
@@ -124,7 +125,7 @@ class SplitModel:
         self,
         index: int,
         hidden: Float[Tensor, "token d_model"],
-        call: tuple[tuple[Any, ...], dict[str, Any]],
+        call: Call,
         *,
         z: Float[Tensor, "token d"] | None = None,
         attn_out: Float[Tensor, "token d_model"] | None = None,
@@ -142,7 +143,7 @@ class SplitModel:
         finally:
             self._now = _Present()
 
-    def _run(self, index: int, hidden: Tensor, call: tuple[tuple[Any, ...], dict[str, Any]], now: _Present) -> Tensor:
+    def _run(self, index: int, hidden: Tensor, call: Call, now: _Present) -> Tensor:
         self._now = now
         try:
             out = self.layers[index](hidden[None], *call[0], **call[1])
@@ -176,9 +177,9 @@ class Enough(Exception):
 
 
 def parts_of(site: Site) -> set[str]:
-    """What has to be recorded to patch a site: of the base run, and its own activations in both runs."""
-    extra = {"mlp_out": {"attn_out"}, "q": {"z"}, "k": {"q", "z"}, "v": {"q", "z"}, "pattern": {"q", "z"}}
-    return {"k", "v"} | ({site} - {"pattern"}) | extra.get(site, set())
+    """What has to be recorded to patch a site."""
+    besides = {"mlp_out": {"attn_out"}, "q": {"z"}, "k": {"z"}, "v": {"z"}, "pattern": {"z"}}
+    return {"q", "k", "v"} | ({site} - {"pattern"}) | besides.get(site, set())
 
 
 class _Piece(StandIn):

@@ -1,7 +1,8 @@
 """The fast engine: all cells of all layers travel up through the model together, each computing only what it changed.
 
-1. *Enter.* A cell patched in `resid_pre` joins at its layer. A cell patched inside a layer is first brought to what it
-   leaves in the residual stream after that layer, which takes one call of the part of the layer after attention.
+1. *Join.* A patch inside a layer is first brought to what it leaves in the residual stream after that layer, in the
+   patched columns alone. In the next layer the other columns have the base run's queries, keys and values, but see
+   changed ones: attention and what follows it is run from the patch on.
 2. *Travel.* Of every cell only the columns from the patch on are carried, packed without padding as one long row of
    tokens. Keys and values before the patch are those of the base run. A layer is called once for all cells below it.
 3. *Arrive.* In the last layer keys and values are computed for all carried tokens, everything else only where the metric
@@ -26,7 +27,7 @@ from torch import Tensor
 from .attention import CannotSplit, attention, pattern
 from .cells import Cells, Places, ragged
 from .sites import Site, output_of
-from .split import Enough, Recording, SplitModel
+from .split import Call, Enough, Recording, SplitModel
 
 # Logits held at once; 64 MiB in single precision.
 _LOGITS = 2**24
@@ -118,16 +119,21 @@ class Wavefront:
 
     def _moved(self, layer: int) -> Float[Tensor, "entry d"]:
         """Queries or keys of the source run as they would be at the base's positions (rotary embeddings turn them)."""
-        places, seen = self.places, {}
+        places = self.places
         hidden = self.run.kept["resid_pre"][layer][places.row + self.rows, places.source]
+        return self._seen(layer, hidden, self._call(layer, places.row, places.base))[self.site]
 
-        def look(q: Tensor, k: Tensor, _: Tensor) -> Tensor:
-            seen.update(q=q, k=k)
+    def _seen(self, layer: int, hidden: Float[Tensor, "token d_model"], call: Call) -> dict[str, Tensor]:
+        """Queries, keys and values of packed tokens."""
+        seen: dict[str, Tensor] = {}
+
+        def look(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            seen.update(q=q, k=k, v=v)
             raise Enough
 
         with suppress(Enough):
-            self.split.run_layer(layer, hidden, self._call(layer, places.row, places.base), look)
-        return seen[self.site]
+            self.split.run_layer(layer, hidden, call, look)
+        return seen
 
     def _weighted(self, layer: int, weights_of: slice) -> Float[Tensor, "row column d"]:
         """`z` if the attention pattern were that of the given rows and the values were the base run's."""
@@ -177,20 +183,15 @@ class Wavefront:
 
     def _travel(self, cells: Cells) -> tuple[Tokens, Float[Tensor, "token d_model"]]:
         """What all cells leave in the residual stream where the metric reads."""
-        layers = cells.layer.tolist()
+        joins = cells.layer if self.site in ("resid_pre", "k", "v") else cells.layer + 1
         tokens, hidden = self._carried(cells[:0], 0, cells.row[:0])
-        for layer in range(min(layers), self.n_layers):
-            joining = (cells.layer == layer).nonzero()[:, 0] if layer in layers else None
-            if joining is not None and self.site == "resid_pre":
-                entering, entered = self._carried(cells[joining], layer, joining)
-                _, given, where = self._entries(layer, cells, joining)
-                entered[where] = given
-                tokens, hidden = tokens + entering, torch.cat([hidden, entered])
-            if len(tokens):
+        for layer in range(int(joins.min()), self.n_layers + 1):
+            joining = (joins == layer).nonzero()[:, 0]
+            if len(tokens) and layer < self.n_layers:
                 tokens, hidden = self._layer(layer, tokens, hidden, cells)
-            if joining is not None and self.site != "resid_pre":
-                leaving, left = self._left(layer, cells, joining)
-                tokens, hidden = tokens + leaving, torch.cat([hidden, left])
+            if len(joining):
+                joined, left = self._join(layer, cells, joining)
+                tokens, hidden = tokens + joined, torch.cat([hidden, left])
         return tokens, hidden
 
     def _layer(
@@ -198,62 +199,72 @@ class Wavefront:
     ) -> tuple[Tokens, Float[Tensor, "token d_model"]]:
         """One layer for all cells that have joined; in the last layer, only what the metric reads of them."""
         present, local = torch.unique(tokens.cell, return_inverse=True)
-        rows, call, memory = cells.row[present], self._call(layer, tokens.row, tokens.column), {}
+        rows, call = cells.row[present], self._call(layer, tokens.row, tokens.column)
 
-        def remember(k: Tensor, v: Tensor) -> None:
-            for name, value in (("k", k), ("v", v)):
-                memory[name] = self._base(name, layer, rows)
-                memory[name][local, tokens.column] = value
-
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            remember(k, v)
-            return self._z(layer, q, local, tokens.column, rows, memory)
+        def memory(k: Tensor, v: Tensor) -> dict[str, Tensor]:
+            both = {name: self._base(name, layer, rows) for name in ("k", "v")}
+            both["k"][local, tokens.column], both["v"][local, tokens.column] = k, v
+            return both
 
         if layer < self.n_layers - 1:
-            return tokens, self.split.run_layer(layer, hidden, call, attend)
-
-        def only_remember(_: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            remember(k, v)
-            raise Enough
-
-        with suppress(Enough):
-            self.split.run_layer(layer, hidden, call, only_remember)
+            return tokens, self.split.run_layer(
+                layer, hidden, call, lambda q, k, v: self._z(layer, q, local, tokens.column, rows, memory(k, v))
+            )
+        seen = self._seen(layer, hidden, call)
         read = self.reads[tokens.column]
-        tokens, local, hidden = tokens[read], local[read], hidden[read]
+        z = self._z(layer, seen["q"][read], local[read], tokens.column[read], rows, memory(seen["k"], seen["v"]))
+        tokens, hidden = tokens[read], hidden[read]
         call = self._call(layer, tokens.row, tokens.column)
-        return tokens, self.split.run_layer(
-            layer, hidden, call, lambda q, _k, _v: self._z(layer, q, local, tokens.column, rows, memory)
-        )
+        return tokens, self.split.run_after_attention(layer, hidden, call, z=z)
 
-    def _left(
+    def _join(
         self, layer: int, cells: Cells, joining: Int[Tensor, "joining"]
     ) -> tuple[Tokens, Float[Tensor, "token d_model"]]:
-        """What cells patched inside a layer leave in the residual stream after it."""
-        tokens, hidden = self._carried(cells[joining], layer + 1, joining)
-        patched, given, where = self._entries(layer, cells, joining)
-        if layer == self.n_layers - 1:
-            tokens, hidden, where = self._read_only(tokens, hidden, where)
-            if self.site not in ("k", "v"):
-                kept = where >= 0
-                patched, given, where = patched[kept], given[kept], where[kept]
-        if self.site in ("k", "v"):  # every later column sees the patch
+        """What cells leave behind `layer`, the first in which more than their patched columns may change."""
+        if self.site in ("k", "v"):
+            patched, given, _ = self._entries(layer, cells, joining)
+            tokens, _ = self._read_only(layer, *self._carried(cells[joining], layer, joining))
             z = self._z_of_patched_memory(layer, cells, tokens, patched, given)
             return tokens, self._after_attention(layer, tokens, z=z)
-        kept = self.run.kept
+        patched, entering, where = self._entering(layer, cells, joining)
+        tokens, hidden = self._carried(cells[joining], layer, joining)
+        hidden[where] = entering
+        if layer == self.n_layers:  # patched in the last layer: nothing is left to run
+            return self._read_only(layer, tokens, hidden)
+        changed, kept = self._seen(layer, entering, self._call(layer, patched.row, patched.column)), self.run.kept
+        q = kept["q"][layer][tokens.row, tokens.column]
+        q[where] = changed["q"]
+        rows, owner = cells.row[joining], torch.searchsorted(joining, patched.cell)
+        memory = {name: self._base(name, layer, rows) for name in ("k", "v")}
+        for name, value in memory.items():
+            value[owner, patched.column] = changed[name]
+        if layer == self.n_layers - 1:
+            read = self.reads[tokens.column]
+            tokens, hidden, q = tokens[read], hidden[read], q[read]
+        z = self._z(layer, q, torch.searchsorted(joining, tokens.cell), tokens.column, rows, memory)
+        call = self._call(layer, tokens.row, tokens.column)
+        return tokens, self.split.run_after_attention(layer, hidden, call, z=z)
+
+    def _entering(
+        self, layer: int, cells: Cells, joining: Int[Tensor, "joining"]
+    ) -> tuple[Tokens, Float[Tensor, "patched d_model"], Int[Tensor, "patched"]]:
+        """The residual stream before `layer` in the patched columns, and where they are among the carried tokens."""
+        if self.site == "resid_pre":
+            return self._entries(layer, cells, joining)
+        layer = layer - 1
+        patched, given, where = self._entries(layer, cells, joining)
         if self.site == "resid_mid":
             # The stream is what it is told to be, and attention adds nothing to it.
-            after = self.split.run_after_attention(
-                layer, given, self._call(layer, patched.row, patched.column), attn_out=torch.zeros_like(given)
-            )
+            call = self._call(layer, patched.row, patched.column)
+            after = self.split.run_after_attention(layer, given, call, attn_out=torch.zeros_like(given))
         elif self.site == "attn_out":
             after = self._after_attention(layer, patched, attn_out=given)
         elif self.site == "mlp_out":
-            attn_out = kept["attn_out"][layer][patched.row, patched.column]
+            attn_out = self.run.kept["attn_out"][layer][patched.row, patched.column]
             after = self._after_attention(layer, patched, attn_out=attn_out, mlp_out=given)
         else:
             after = self._after_attention(layer, patched, z=self._patched_z(layer, cells, patched, given))
-        hidden[where] = after
-        return tokens, hidden
+        return patched, after, where
 
     def _after_attention(self, layer: int, tokens: Tokens, **given: Tensor) -> Float[Tensor, "token d_model"]:
         hidden = self.run.kept["resid_pre"][layer][tokens.row, tokens.column]
@@ -334,12 +345,13 @@ class Wavefront:
         return Tokens(joining[owner], joined.row[owner], column), given, where
 
     def _read_only(
-        self, tokens: Tokens, hidden: Tensor, where: Int[Tensor, "patched"]
-    ) -> tuple[Tokens, Tensor, Int[Tensor, "patched"]]:
-        """Leave out what the metric does not read; `where` becomes -1 for patched tokens that are left out."""
+        self, layer: int, tokens: Tokens, hidden: Float[Tensor, "token d_model"]
+    ) -> tuple[Tokens, Float[Tensor, "read d_model"]]:
+        """From the last layer on, only what the metric reads."""
+        if layer < self.n_layers - 1:
+            return tokens, hidden
         read = self.reads[tokens.column]
-        moved = torch.where(read, read.long().cumsum(0) - 1, -1)
-        return tokens[read], hidden[read], moved[where]
+        return tokens[read], hidden[read]
 
     def _with_head(
         self, own: Float[Tensor, "n d"], given: Float[Tensor, "n d"], head: Int[Tensor, "n"]
@@ -351,9 +363,7 @@ class Wavefront:
         out[each, head] = given.unflatten(-1, (self.heads, -1))[each, head]
         return out.flatten(1)
 
-    def _call(
-        self, layer: int, row: Int[Tensor, "token"], column: Int[Tensor, "token"]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _call(self, layer: int, row: Int[Tensor, "token"], column: Int[Tensor, "token"]) -> Call:
         """What a layer is called with for packed tokens, taken from the unpatched run token by token."""
         args, kwargs = self.run.calls[layer]
         take = partial(_take, row=row, column=column, width=len(self.reads))
