@@ -88,6 +88,8 @@ class SplitModel:
         for i in layers:
             self.model.get_submodule(where.attention(i)).__dict__["attend"] = partial(self._attend, i)
             inner[where.attention(i)] = lambda module, i=i: _Attention(module, self, i)
+            if norm := where.attention_norm(i):
+                inner[norm] = lambda module, i=i: _Norm(module, self, i)
             if where.attention_result(i) != where.attention(i):
                 inner[where.attention_result(i)] = lambda module, i=i: _Site(module, self, i, "attn_out")
             inner[where.mlp_out(i)] = lambda module, i=i: _Site(module, self, i, "mlp_out")
@@ -221,6 +223,14 @@ class _Attention(_Piece):
         if where.attention_result(self.layer) == where.attention(self.layer):
             self.split._keep("attn_out", self.layer, out[0] if isinstance(out, tuple) else out)
         return out
+
+
+class _Norm(_Piece):
+    """The norm before attention, not computed where attention is told what to put out."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        now = self.split._now
+        return self.inner(hidden) if now.z is None and now.attn_out is None else hidden
 
 
 class _Site(_Piece):

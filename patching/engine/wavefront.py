@@ -1,8 +1,8 @@
 """The fast engine: all cells of all layers travel up through the model together, each computing only what it changed.
 
 1. *Join.* A patch inside a layer is first brought to what it leaves in the residual stream after that layer, in the
-   patched columns alone. In the next layer the other columns have the base run's queries, keys and values, but see
-   changed ones: attention and what follows it is run from the patch on.
+   patched columns alone. Where a cell joins, its other columns have the base run's queries, keys and values, but see
+   changed ones: attention and what follows is run from the patch on.
 2. *Travel.* Of every cell only the columns from the patch on are carried, packed without padding as one long row of
    tokens. Keys and values before the patch are those of the base run. A layer is called once for all cells below it.
 3. *Arrive.* In the last layer keys and values are computed for all carried tokens, everything else only where the metric
@@ -185,65 +185,59 @@ class Wavefront:
         """What all cells leave in the residual stream where the metric reads."""
         joins = cells.layer if self.site in ("resid_pre", "k", "v") else cells.layer + 1
         tokens, hidden = self._carried(cells[:0], 0, cells.row[:0])
-        for layer in range(int(joins.min()), self.n_layers + 1):
-            joining = (joins == layer).nonzero()[:, 0]
-            if len(tokens) and layer < self.n_layers:
-                tokens, hidden = self._layer(layer, tokens, hidden, cells)
-            if len(joining):
-                joined, left = self._join(layer, cells, joining)
-                tokens, hidden = tokens + joined, torch.cat([hidden, left])
+        for layer in range(int(joins.min()), self.n_layers):
+            tokens, hidden = self._layer(layer, cells, tokens, hidden, (joins == layer).nonzero()[:, 0])
+        late = (joins == self.n_layers).nonzero()[:, 0]
+        if len(late):  # patched in the last layer: nothing is left to run
+            _, left, where = self._entering(self.n_layers, cells, late)
+            added, stream = self._carried(cells[late], self.n_layers, late)
+            stream[where] = left
+            read = self.reads[added.column]
+            tokens, hidden = tokens + added[read], torch.cat([hidden, stream[read]])
         return tokens, hidden
 
     def _layer(
-        self, layer: int, tokens: Tokens, hidden: Float[Tensor, "token d_model"], cells: Cells
-    ) -> tuple[Tokens, Float[Tensor, "token d_model"]]:
-        """One layer for all cells that have joined; in the last layer, only what the metric reads of them."""
-        present, local = torch.unique(tokens.cell, return_inverse=True)
-        rows, call = cells.row[present], self._call(layer, tokens.row, tokens.column)
-
-        def memory(k: Tensor, v: Tensor) -> dict[str, Tensor]:
-            both = {name: self._base(name, layer, rows) for name in ("k", "v")}
-            both["k"][local, tokens.column], both["v"][local, tokens.column] = k, v
-            return both
-
-        if layer < self.n_layers - 1:
-            return tokens, self.split.run_layer(
-                layer, hidden, call, lambda q, k, v: self._z(layer, q, local, tokens.column, rows, memory(k, v))
-            )
-        seen = self._seen(layer, hidden, call)
-        read = self.reads[tokens.column]
-        z = self._z(layer, seen["q"][read], local[read], tokens.column[read], rows, memory(seen["k"], seen["v"]))
-        tokens, hidden = tokens[read], hidden[read]
-        call = self._call(layer, tokens.row, tokens.column)
-        return tokens, self.split.run_after_attention(layer, hidden, call, z=z)
-
-    def _join(
-        self, layer: int, cells: Cells, joining: Int[Tensor, "joining"]
-    ) -> tuple[Tokens, Float[Tensor, "token d_model"]]:
-        """What cells leave behind `layer`, the first in which more than their patched columns may change."""
-        if self.site in ("k", "v"):
-            patched, given, _ = self._entries(layer, cells, joining)
-            tokens, _ = self._read_only(layer, *self._carried(cells[joining], layer, joining))
-            z = self._z_of_patched_memory(layer, cells, tokens, patched, given)
-            return tokens, self._after_attention(layer, tokens, z=z)
-        patched, entering, where = self._entering(layer, cells, joining)
-        tokens, hidden = self._carried(cells[joining], layer, joining)
-        hidden[where] = entering
-        if layer == self.n_layers:  # patched in the last layer: nothing is left to run
-            return self._read_only(layer, tokens, hidden)
-        changed, kept = self._seen(layer, entering, self._call(layer, patched.row, patched.column)), self.run.kept
-        q = kept["q"][layer][tokens.row, tokens.column]
-        q[where] = changed["q"]
-        rows, owner = cells.row[joining], torch.searchsorted(joining, patched.cell)
+        self,
+        layer: int,
+        cells: Cells,
+        tokens: Tokens,
+        hidden: Float[Tensor, "token d_model"],
+        joining: Int[Tensor, "joining"],
+    ) -> tuple[Tokens, Float[Tensor, "more d_model"]]:
+        """One layer for the cells that have joined and for those that join here."""
+        if not len(tokens) + len(joining):
+            return tokens, hidden
+        carried, within = len(tokens), self.site in ("k", "v")
+        running, asked, stream, where = tokens, tokens, hidden, joining
+        q = hidden[:0]
+        if len(joining):
+            enter = self._entries if within else self._entering
+            patched, given, where = enter(layer, cells, joining)
+            added, unpatched = self._carried(cells[joining], layer, joining)
+            running, q = tokens + added, self.run.kept["q"][layer][added.row, added.column]
+            if not within:  # only the patched columns of a cell that joins have other queries, keys and values
+                unpatched[where] = given
+                asked, stream = tokens + patched, torch.cat([hidden, given])
+            hidden = torch.cat([hidden, unpatched])
+        present, local = torch.unique(running.cell, return_inverse=True)
+        rows = cells.row[present]
         memory = {name: self._base(name, layer, rows) for name in ("k", "v")}
-        for name, value in memory.items():
-            value[owner, patched.column] = changed[name]
+        if len(asked):
+            seen = self._seen(layer, stream, self._call(layer, asked.row, asked.column))
+            owner = torch.searchsorted(present, asked.cell)
+            for name, value in memory.items():
+                value[owner, asked.column] = seen[name]
+            q = torch.cat([seen["q"][:carried], q])
+            if not within:
+                q[carried + where] = seen["q"][carried:]
+        if within and len(joining):
+            self._patch_memory(memory, present, cells, patched, given)
         if layer == self.n_layers - 1:
-            read = self.reads[tokens.column]
-            tokens, hidden, q = tokens[read], hidden[read], q[read]
-        z = self._z(layer, q, torch.searchsorted(joining, tokens.cell), tokens.column, rows, memory)
-        call = self._call(layer, tokens.row, tokens.column)
-        return tokens, self.split.run_after_attention(layer, hidden, call, z=z)
+            read = self.reads[running.column]
+            running, local, hidden, q = running[read], local[read], hidden[read], q[read]
+        z = self._z(layer, q, local, running.column, rows, memory)
+        call = self._call(layer, running.row, running.column)
+        return running, self.split.run_after_attention(layer, hidden, call, z=z)
 
     def _entering(
         self, layer: int, cells: Cells, joining: Int[Tensor, "joining"]
@@ -284,16 +278,20 @@ class Wavefront:
     def _z_of_patched_memory(
         self, layer: int, cells: Cells, tokens: Tokens, patched: Tokens, given: Tensor
     ) -> Float[Tensor, "token d"]:
-        """`z` of all carried tokens when keys or values of some columns are patched."""
+        """`z` of tokens when keys or values of some columns are patched."""
         present, local = torch.unique(tokens.cell, return_inverse=True)
         rows = cells.row[present]
         memory = {name: self._base(name, layer, rows) for name in ("k", "v")}
-        changed, owner = memory[self.site], torch.searchsorted(present, patched.cell)
-        changed[owner, patched.column] = self._with_head(
-            changed[owner, patched.column], given, cells.head[patched.cell]
-        )
+        self._patch_memory(memory, present, cells, patched, given)
         q = self.run.kept["q"][layer][tokens.row, tokens.column]
         return self._z(layer, q, local, tokens.column, rows, memory)
+
+    def _patch_memory(
+        self, memory: dict[str, Tensor], present: Int[Tensor, "cell"], cells: Cells, patched: Tokens, given: Tensor
+    ) -> None:
+        """Put patched keys or values into `memory`, **in place**."""
+        where = torch.searchsorted(present, patched.cell), patched.column
+        memory[self.site][where] = self._with_head(memory[self.site][where], given, cells.head[patched.cell])
 
     def _z(
         self,
@@ -343,15 +341,6 @@ class Wavefront:
         column = self.places.base[entry]
         where = (length.cumsum(0) - length)[owner] + column - joined.start[owner]
         return Tokens(joining[owner], joined.row[owner], column), given, where
-
-    def _read_only(
-        self, layer: int, tokens: Tokens, hidden: Float[Tensor, "token d_model"]
-    ) -> tuple[Tokens, Float[Tensor, "read d_model"]]:
-        """From the last layer on, only what the metric reads."""
-        if layer < self.n_layers - 1:
-            return tokens, hidden
-        read = self.reads[tokens.column]
-        return tokens[read], hidden[read]
 
     def _with_head(
         self, own: Float[Tensor, "n d"], given: Float[Tensor, "n d"], head: Int[Tensor, "n"]
