@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -26,7 +27,6 @@ from .attention import NAME, CannotSplit, Scores, attention
 from .sites import Site
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Recording:
 class _Present:
     """What the stand-ins do at present: `None` leaves the model's own module to work."""
 
-    attend: Attend | None = None
+    seen: dict[str, Tensor] | None = None
     z: Tensor | None = None
     attn_out: Tensor | None = None
     mlp_out: Tensor | None = None
@@ -113,15 +113,14 @@ class SplitModel:
             raise CannotSplit("its attention does not go through transformers' AttentionInterface")
         return recording
 
-    def run_layer(
-        self,
-        index: int,
-        hidden: Float[Tensor, "token d_model"],
-        call: Call,
-        attend: Attend,
-    ) -> Float[Tensor, "token d_model"]:
-        """One layer on packed tokens; `attend` maps their `q`, `k`, `v` (`[token, d]`) to `z`, and may raise `Enough`."""
-        return self._run(index, hidden, call, _Present(attend=attend))
+    def look(
+        self, index: int, hidden: Float[Tensor, "token d_model"], call: Call
+    ) -> dict[str, Float[Tensor, "token d"]]:
+        """Queries, keys and values (`q`, `k`, `v`) of packed tokens, as one layer's attention would see them."""
+        seen: dict[str, Tensor] = {}
+        with suppress(_Enough):
+            self._run(index, hidden, call, _Present(seen=seen))
+        return seen
 
     def run_after_attention(
         self,
@@ -161,9 +160,10 @@ class SplitModel:
     def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: dict) -> Tensor:
         """`[row, head, column, d]` each to `z [row, column, head, d]`."""
         now = self._now
-        if now.attend is not None:
-            z = now.attend(*(rearrange(x[0], "head token d -> token (head d)") for x in (q, k, v)))
-            return z.reshape(1, len(z), q.shape[1], -1)
+        if now.seen is not None:
+            for name, value in (("q", q), ("k", k), ("v", v)):
+                now.seen[name] = rearrange(value[0], "head token d -> token (head d)")
+            raise _Enough
         if mask is None or mask.dtype != torch.bool or mask.shape[-1] != k.shape[-2] or now.recording is None:
             raise CannotSplit("its attention mask is of an unknown kind")
         scores = Scores.of(q, options)
@@ -174,8 +174,8 @@ class SplitModel:
         return attention(q, k, v, mask, scores).transpose(1, 2)
 
 
-class Enough(Exception):
-    """Thrown by an `attend` that has seen what it wanted, so that the rest of the layer is not computed."""
+class _Enough(Exception):
+    """Thrown from inside a layer when queries, keys and values have been seen, so that the rest is not computed."""
 
 
 def parts_of(site: Site) -> set[str]:

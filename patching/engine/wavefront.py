@@ -15,7 +15,6 @@ number is one that a whole run would have computed, up to the order in which flo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,7 +26,7 @@ from torch import Tensor
 from .attention import CannotSplit, attention, pattern
 from .cells import Cells, Places, ragged
 from .sites import Site, output_of
-from .split import Call, Enough, Recording, SplitModel
+from .split import Call, Recording, SplitModel
 
 # Logits held at once; 64 MiB in single precision.
 _LOGITS = 2**24
@@ -121,19 +120,7 @@ class Wavefront:
         """Queries or keys of the source run as they would be at the base's positions (rotary embeddings turn them)."""
         places = self.places
         hidden = self.run.kept["resid_pre"][layer][places.row + self.rows, places.source]
-        return self._seen(layer, hidden, self._call(layer, places.row, places.base))[self.site]
-
-    def _seen(self, layer: int, hidden: Float[Tensor, "token d_model"], call: Call) -> dict[str, Tensor]:
-        """Queries, keys and values of packed tokens."""
-        seen: dict[str, Tensor] = {}
-
-        def look(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            seen.update(q=q, k=k, v=v)
-            raise Enough
-
-        with suppress(Enough):
-            self.split.run_layer(layer, hidden, call, look)
-        return seen
+        return self.split.look(layer, hidden, self._call(layer, places.row, places.base))[self.site]
 
     def _weighted(self, layer: int, weights_of: slice) -> Float[Tensor, "row column d"]:
         """`z` if the attention pattern were that of the given rows and the values were the base run's."""
@@ -209,7 +196,7 @@ class Wavefront:
             return tokens, hidden
         carried, within = len(tokens), self.site in ("k", "v")
         running, asked, stream, where = tokens, tokens, hidden, joining
-        q = hidden[:0]
+        patched, given, q = tokens, hidden, hidden[:0]
         if len(joining):
             enter = self._entries if within else self._entering
             patched, given, where = enter(layer, cells, joining)
@@ -223,7 +210,7 @@ class Wavefront:
         rows = cells.row[present]
         memory = {name: self._base(name, layer, rows) for name in ("k", "v")}
         if len(asked):
-            seen = self._seen(layer, stream, self._call(layer, asked.row, asked.column))
+            seen = self.split.look(layer, stream, self._call(layer, asked.row, asked.column))
             owner = torch.searchsorted(present, asked.cell)
             for name, value in memory.items():
                 value[owner, asked.column] = seen[name]
