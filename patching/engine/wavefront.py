@@ -15,40 +15,20 @@ number is one that a whole run would have computed, up to the order in which flo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .attention import CannotSplit, attention, pattern
-from .cells import Cells, Places, ragged
+from .attention import attention
+from .cells import Cells, Places, joined, ragged
+from .patches import Patches
 from .sites import Site, output_of
 from .split import Call, Recording, SplitModel
+from .tokens import Tokens, packed
 
 # Logits held at once; 64 MiB in single precision.
 _LOGITS = 2**24
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Packed tokens: which cell each belongs to, which row and column of the base run it stands for, `[token]`."""
-
-    cell: Int[Tensor, "token"]
-    row: Int[Tensor, "token"]
-    column: Int[Tensor, "token"]
-
-    def __len__(self) -> int:
-        return len(self.cell)
-
-    def __getitem__(self, which: Tensor) -> Tokens:
-        return Tokens(self.cell[which], self.row[which], self.column[which])
-
-    def __add__(self, other: Tokens) -> Tokens:
-        both = ((self.cell, other.cell), (self.row, other.row), (self.column, other.column))
-        return Tokens(*(torch.cat(pair) for pair in both))
 
 
 class Wavefront:
@@ -70,68 +50,32 @@ class Wavefront:
         heads: int,
         read: Int[Tensor, "read"],
     ):
-        self.split, self.run, self.places, self.heads = split, recording, places, heads
+        self.split, self.run, self.heads = split, recording, heads
         self.site: Site = site
         self.n_layers = split.where.n_layers
-        self.rows = len(recording.logits) // 2
         self.end = int(read[-1]) + 1
         width = recording.kept["resid_pre"][0].shape[1]
         self.reads = torch.zeros(width, dtype=torch.bool, device=read.device)
         self.reads[read] = True
         self.read = read
-        self._given: dict[int, tuple[Tensor, Tensor]] = {}
+        self.patches = Patches(split, recording, places, site=site, heads=heads, end=self.end)
 
     # What there is to run
 
     def cells(self) -> Cells:
         """Every cell whose patch could move the metric, layer by layer."""
-        per_layer = [self._cells(layer) for layer in range(self.n_layers)]
-        return Cells(
-            *(torch.cat(column) for column in zip(*(vars(cells).values() for cells in per_layer), strict=True))
-        )
+        return joined([self._cells(layer) for layer in range(self.n_layers)])
 
     def cost(self, cells: Cells) -> Int[Tensor, "cell"]:
         """Tokens that each cell carries; the copy of a row's keys and values counts for a quarter of its columns."""
         return self.end - cells.start + self.end // 4
 
     def _cells(self, layer: int) -> Cells:
-        here, there = self.given(layer)
+        here, there = self.patches.given(layer)
         differs = (here != there).unflatten(-1, (self.heads, -1)).any(-1)  # [entry, head]
         if layer == self.n_layers - 1 and self.site not in ("resid_pre", "k", "v"):
-            differs &= self.reads[self.places.base][:, None]
-        return self.places.cells(layer, differs)
-
-    def given(self, layer: int) -> tuple[Float[Tensor, "entry d"], Float[Tensor, "entry d"]]:
-        """By entry, what the site puts out in the base run and in the source run."""
-        if layer not in self._given:
-            places, kept = self.places, self.run.kept
-            source = places.row + self.rows
-            if self.site == "pattern":
-                here, there = self._weighted(layer, slice(0, self.rows)), self._weighted(layer, slice(self.rows, None))
-                pair = here[places.row, places.base], there[places.row, places.source]
-            else:
-                value = kept[self.site][layer]
-                there = self._moved(layer) if self.site in ("q", "k") else value[source, places.source]
-                pair = value[places.row, places.base], there
-            self._given[layer] = pair
-        return self._given[layer]
-
-    def _moved(self, layer: int) -> Float[Tensor, "entry d"]:
-        """Queries or keys of the source run as they would be at the base's positions (rotary embeddings turn them)."""
-        places = self.places
-        hidden = self.run.kept["resid_pre"][layer][places.row + self.rows, places.source]
-        return self.split.look(layer, hidden, self._call(layer, places.row, places.base))[self.site]
-
-    def _weighted(self, layer: int, weights_of: slice) -> Float[Tensor, "row column d"]:
-        """`z` if the attention pattern were that of the given rows and the values were the base run's."""
-        where, kept = self.split.where, self.run.kept
-        q, k = (kept[name][layer][weights_of] for name in ("q", "k"))
-        q, k = q.unflatten(-1, (where.n_heads, -1)), k.unflatten(-1, (where.n_kv_heads, -1))
-        weights = pattern(
-            q.transpose(1, 2), k.transpose(1, 2), self.run.masks[layer][weights_of], self.run.scores[layer]
-        )
-        v = kept["v"][layer][: self.rows].unflatten(-1, (where.n_kv_heads, -1)).transpose(1, 2)
-        return (weights @ v.repeat_interleave(where.n_heads // where.n_kv_heads, dim=1)).transpose(1, 2).flatten(2)
+            differs &= self.reads[self.patches.places.base][:, None]
+        return self.patches.places.cells(layer, differs)
 
     # Running it
 
@@ -156,7 +100,7 @@ class Wavefront:
     def patched(self, layer: int, cells: Cells) -> tuple[Site, Float[Tensor, "cell column d"]]:
         """The same patches, all at `layer`, as what one site puts out in all columns; inside attention, as `z`."""
         everything = torch.arange(len(cells), device=cells.row.device)
-        patched, given, _ = self._entries(layer, cells, everything)
+        patched, given, _ = self.patches.of(layer, cells, everything)
         site = output_of(self.site)
         out = self.run.kept[site][layer][cells.row].clone()
         if self.site in ("k", "v"):
@@ -198,7 +142,7 @@ class Wavefront:
         running, asked, stream, where = tokens, tokens, hidden, joining
         patched, given, q = tokens, hidden, hidden[:0]
         if len(joining):
-            enter = self._entries if within else self._entering
+            enter = self.patches.of if within else self._entering
             patched, given, where = enter(layer, cells, joining)
             added, unpatched = self._carried(cells[joining], layer, joining)
             running, q = tokens + added, self.run.kept["q"][layer][added.row, added.column]
@@ -210,7 +154,7 @@ class Wavefront:
         rows = cells.row[present]
         memory = {name: self._base(name, layer, rows) for name in ("k", "v")}
         if len(asked):
-            seen = self.split.look(layer, stream, self._call(layer, asked.row, asked.column))
+            seen = self.split.look(layer, stream, self._call(layer, asked))
             owner = torch.searchsorted(present, asked.cell)
             for name, value in memory.items():
                 value[owner, asked.column] = seen[name]
@@ -223,7 +167,7 @@ class Wavefront:
             read = self.reads[running.column]
             running, local, hidden, q = running[read], local[read], hidden[read], q[read]
         z = self._z(layer, q, local, running.column, rows, memory)
-        call = self._call(layer, running.row, running.column)
+        call = self._call(layer, running)
         return running, self.split.run_after_attention(layer, hidden, call, z=z)
 
     def _entering(
@@ -231,12 +175,12 @@ class Wavefront:
     ) -> tuple[Tokens, Float[Tensor, "patched d_model"], Int[Tensor, "patched"]]:
         """The residual stream before `layer` in the patched columns, and where they are among the carried tokens."""
         if self.site == "resid_pre":
-            return self._entries(layer, cells, joining)
+            return self.patches.of(layer, cells, joining)
         layer = layer - 1
-        patched, given, where = self._entries(layer, cells, joining)
+        patched, given, where = self.patches.of(layer, cells, joining)
         if self.site == "resid_mid":
             # The stream is what it is told to be, and attention adds nothing to it.
-            call = self._call(layer, patched.row, patched.column)
+            call = self._call(layer, patched)
             after = self.split.run_after_attention(layer, given, call, attn_out=torch.zeros_like(given))
         elif self.site == "attn_out":
             after = self._after_attention(layer, patched, attn_out=given)
@@ -249,12 +193,14 @@ class Wavefront:
 
     def _after_attention(self, layer: int, tokens: Tokens, **given: Tensor) -> Float[Tensor, "token d_model"]:
         hidden = self.run.kept["resid_pre"][layer][tokens.row, tokens.column]
-        return self.split.run_after_attention(layer, hidden, self._call(layer, tokens.row, tokens.column), **given)
+        return self.split.run_after_attention(layer, hidden, self._call(layer, tokens), **given)
 
     def _patched_z(self, layer: int, cells: Cells, tokens: Tokens, given: Tensor) -> Float[Tensor, "token d"]:
         """`z` of the patched tokens, where the site changes it there alone."""
         part = "q" if self.site == "q" else "z"
-        own = self._with_head(self.run.kept[part][layer][tokens.row, tokens.column], given, cells.head[tokens.cell])
+        own = self.patches.with_head(
+            self.run.kept[part][layer][tokens.row, tokens.column], given, cells.head[tokens.cell]
+        )
         if self.site != "q":
             return own
         present, local = torch.unique(tokens.cell, return_inverse=True)
@@ -278,7 +224,7 @@ class Wavefront:
     ) -> None:
         """Put patched keys or values into `memory`, **in place**."""
         where = torch.searchsorted(present, patched.cell), patched.column
-        memory[self.site][where] = self._with_head(memory[self.site][where], given, cells.head[patched.cell])
+        memory[self.site][where] = self.patches.with_head(memory[self.site][where], given, cells.head[patched.cell])
 
     def _z(
         self,
@@ -314,47 +260,5 @@ class Wavefront:
         tokens = Tokens(index[owner], cells.row[owner], column)
         return tokens, self.run.kept["resid_pre"][layer][tokens.row, tokens.column]
 
-    def _entries(
-        self, layer: int, cells: Cells, joining: Int[Tensor, "joining"]
-    ) -> tuple[Tokens, Float[Tensor, "patched d"], Int[Tensor, "patched"]]:
-        """The tokens that are patched, what with, and where they are among the carried tokens of the joining cells."""
-        joined = cells[joining]
-        owner, entry = self.places.entries_of(joined)
-        inside = self.places.base[entry] >= joined.start[owner]
-        owner, entry = owner[inside], entry[inside]
-        here, there = self.given(layer)
-        given = torch.where(joined.itself[owner][:, None], here[entry], there[entry])
-        length = self.end - joined.start
-        column = self.places.base[entry]
-        where = (length.cumsum(0) - length)[owner] + column - joined.start[owner]
-        return Tokens(joining[owner], joined.row[owner], column), given, where
-
-    def _with_head(
-        self, own: Float[Tensor, "n d"], given: Float[Tensor, "n d"], head: Int[Tensor, "n"]
-    ) -> Float[Tensor, "n d"]:
-        """`own` with one head of each row replaced."""
-        if self.heads == 1:
-            return given
-        out, each = own.clone().unflatten(-1, (self.heads, -1)), torch.arange(len(own), device=own.device)
-        out[each, head] = given.unflatten(-1, (self.heads, -1))[each, head]
-        return out.flatten(1)
-
-    def _call(self, layer: int, row: Int[Tensor, "token"], column: Int[Tensor, "token"]) -> Call:
-        """What a layer is called with for packed tokens, taken from the unpatched run token by token."""
-        args, kwargs = self.run.calls[layer]
-        take = partial(_take, row=row, column=column, width=len(self.reads))
-        return tuple(map(take, args)), {name: take(value) for name, value in kwargs.items()}
-
-
-def _take(value: Any, *, row: Tensor, column: Tensor, width: int) -> Any:
-    if isinstance(value, (tuple, list)):
-        return type(value)(_take(part, row=row, column=column, width=width) for part in value)
-    if not isinstance(value, Tensor):
-        return value
-    if value.ndim == 4 and value.shape[-1] == width:
-        return None  # the mask: packed tokens are masked by `_z`
-    if value.ndim == 1 and len(value) == width:
-        return value[column]
-    if value.ndim >= 2 and value.shape[1] == width:
-        return value[row if len(value) > 1 else torch.zeros_like(row), column][None]
-    raise CannotSplit(f"its layers are given a tensor of shape {tuple(value.shape)}, of unknown meaning")
+    def _call(self, layer: int, tokens: Tokens) -> Call:
+        return packed(self.run.calls[layer], tokens, len(self.reads))
