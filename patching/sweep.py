@@ -41,7 +41,7 @@ def sweep(
     by: By | None = None,
     metric_positions: Sequence[int] | None = None,
     progress: Callable[[float], None] | None = None,
-    max_tokens: int = 4096,
+    max_tokens: int = 2048,
     checkpoint: str | Path | None = None,
 ) -> SweepResult:
     """Patch every cell and measure.
