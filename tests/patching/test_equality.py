@@ -128,6 +128,14 @@ def test_a_pair_in_a_padded_batch_equals_the_pair_by_itself(tiny_suspect, archit
         close(together.effect[i].values, alone.effect[0].values, logit_scale(suspect))
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("by", [POSITION, "layer"])
+def test_patching_all_heads_is_patching_what_attention_puts_out(tiny_suspect, architecture, by):
+    suspect, pairs = tiny_suspect(architecture), Pairs.from_ids([CLEAN], [CORRUPTED]).by_position()
+    z, out = (sweep(suspect, pairs, METRIC, site=site, by=by, direction="noising") for site in ("z", "attn_out"))
+    close(z.effect.values, out.effect.values, logit_scale(suspect))
+
+
 def random_suspect(tiny_suspect, config):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
