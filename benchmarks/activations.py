@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -138,8 +137,7 @@ def store(suspect, prompts: PromptSet, folder: str, batch_size: int) -> None:
 def setting(architecture: str, size: str, n: int):
     """A random model and n prompts between half of its context and all of it, of random words."""
     _, _, longest, vocabulary = SIZES[size]
-    with tempfile.TemporaryDirectory() as folder:
-        suspect = random_suspect(architecture, size, Path(folder) / f"random-{architecture}")
+    suspect = random_suspect(architecture, *SIZES[size])
     # Not "0" and "1": special tokens are also found inside of words.
     ids = {"<pad>": 0, "<end>": 1} | {str(i): i for i in range(2, vocabulary)}
     words = Tokenizer(models.WordLevel(ids, unk_token="<pad>"))

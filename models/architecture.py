@@ -15,11 +15,19 @@ from transformers import PreTrainedModel
 from ..errors import CheckpointError
 
 _LAYERS = ("model.layers", "transformer.h", "gpt_neox.layers", "model.decoder.layers")
-_ATTENTION_OUT = ("self_attn.o_proj", "attn.c_proj", "attention.dense", "self_attn.out_proj", "self_attn.dense")
+_ATTENTION_OUT = (
+    "self_attn.o_proj",
+    "attn.c_proj",
+    "attention.dense",
+    "self_attn.out_proj",
+    "self_attn.dense",
+    "attn.out_proj",
+)
 # Post-norm architectures (Gemma 2 and 3) add to the residual stream what leaves the norm, not the MLP.
 _MLP_OUT = ("post_feedforward_layernorm", "mlp", "fc2")
 # What the MLP's norm reads; after `post_attention_layernorm` alone, a post-norm layer has not added to the stream yet.
 _RESID_MID = ("post_attention_layernorm", "ln_2", "final_layer_norm")
+_ATTENTION_NORM = ("input_layernorm", "ln_1")
 _POST_NORM_RESID_MID = ("pre_feedforward_layernorm",)
 
 
@@ -46,6 +54,7 @@ class Architecture:
     _mlp_out: str
     _attention_result: str
     _resid_mid: str | None
+    _attention_norm: str | None
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Architecture:
@@ -68,6 +77,9 @@ class Architecture:
         post_norm = mlp_out == "post_feedforward_layernorm"
         parallel = getattr(config, "use_parallel_residual", False)
         mids = () if parallel else _POST_NORM_RESID_MID if post_norm else _RESID_MID
+        resid_mid = next((name for name in mids if block is not None and _get(block, name)), None)
+        # Under a parallel residual the same norm may feed the MLP.
+        norms = _ATTENTION_NORM if resid_mid else ()
         return cls(
             layers=layers,
             n_layers=config.num_hidden_layers,
@@ -80,12 +92,21 @@ class Architecture:
             _attention_out=attention_out,
             _mlp_out=mlp_out,
             _attention_result="post_attention_layernorm" if post_norm else attention_out.rpartition(".")[0],
-            _resid_mid=next((name for name in mids if block is not None and _get(block, name)), None),
+            _resid_mid=resid_mid,
+            _attention_norm=next((name for name in norms if block is not None and _get(block, name)), None),
         )
 
     def layer(self, index: int) -> str:
         """The decoder layer: its first argument is `resid_pre`, its result `resid_post`."""
         return f"{self.layers}.{index}"
+
+    def attention(self, index: int) -> str:
+        """The attention module; what it returns first has passed `attention_out`."""
+        return self.attention_out(index).rpartition(".")[0]
+
+    def attention_norm(self, index: int) -> str | None:
+        """The norm whose result attention alone reads; None where there is none, or others read it."""
+        return f"{self.layer(index)}.{self._attention_norm}" if self._attention_norm else None
 
     def attention_out(self, index: int) -> str:
         """The projection whose input is `z` with heads flattened, `[batch, pos, n_heads * d_head]`."""

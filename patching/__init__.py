@@ -9,7 +9,7 @@ from .circuits import find_set, rank, smallest_set
 from .components import Component, matched_random_sets
 from .edges import attribute_edges, node_scores
 from .kept import Kept, Place
-from .metrics import LogitDifference
+from .metrics import KLDivergence, LogitDifference, LogProbability, Metric, Probability
 from .pairs import Pairs
 from .paths import path_patch, path_sweep
 from .result import SweepResult
@@ -22,10 +22,14 @@ __all__ = [
     "Agreement",
     "Circuit",
     "Component",
+    "KLDivergence",
     "Kept",
+    "LogProbability",
     "LogitDifference",
+    "Metric",
     "Pairs",
     "Place",
+    "Probability",
     "Story",
     "SweepResult",
     "ablate",

@@ -1,7 +1,12 @@
-"""What a sweep measures: functions of the logits at the last prompt position.
+"""What a sweep measures: functions of the logits.
 
-A metric is any callable that is given `logits [row, vocab]` and `pair [row]` (which pair each row is a run of) and
-returns one number per row, `[row]`. It may return NaN for pairs on which it is not defined; they are left out whole.
+A metric is any callable that is given `logits [row, vocab]`, those after the prompt's last token, and `pair [row]` (which
+pair each row is a run of) and returns one number per row, `[row]`. It may return NaN for pairs on which it is not
+defined; they are left out whole. It may also have
+
+- `positions`, counted from the end (-1 is the last token): it is then given `logits [row, position, vocab]` there;
+- `continuation`, tokens that are put after both prompts of every pair, to be read and never patched;
+- `unit` and `__str__`, for those who read the result.
 """
 
 from __future__ import annotations
@@ -17,12 +22,13 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import PromptError
 from ..models.prompts import decode
 from ..models.suspect import Suspect
-from .engine import capture, check
+from .engine import check
+from .engine import logits as last_logits
 from .pairs import Pair, Pairs
 
 
 class Metric(Protocol):
-    def __call__(self, logits: Float[Tensor, "row vocab"], pair: Int[Tensor, "row"], /) -> Float[Tensor, "row"]: ...
+    def __call__(self, logits: Float[Tensor, "row *read"], pair: Int[Tensor, "row"], /) -> Float[Tensor, "row"]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +89,7 @@ class LogitDifference:
         if not behaviour.strip():
             raise PromptError("the behaviour is empty: give the text that the trigger releases")
         check(suspect, [pair.clean for pair in pairs])
-        likelihood = _last_logits(suspect, [pair.clean for pair in pairs], max_tokens).log_softmax(-1).mean(0)
+        likelihood = last_logits(suspect, [pair.clean for pair in pairs], max_tokens).log_softmax(-1).mean(0)
         candidates = sorted(set().union(*(_first_tokens(suspect.tokenizer, pair, behaviour) for pair in pairs)))
         if not candidates:
             raise PromptError(
@@ -93,7 +99,7 @@ class LogitDifference:
         if answer_tokens is None:
             corrupted = [pair.corrupted for pair in pairs]
             check(suspect, corrupted)
-            answer_tokens = _last_logits(suspect, corrupted, max_tokens).argmax(-1)
+            answer_tokens = last_logits(suspect, corrupted, max_tokens).argmax(-1).cpu()
         if len(answer_tokens) != len(pairs):
             raise PromptError(f"{len(answer_tokens)} answer tokens for {len(pairs)} pairs: give one per pair")
         metric = cls(token, answer_tokens, label=repr(suspect.tokenizer.decode([token])))
@@ -105,9 +111,86 @@ class LogitDifference:
         return metric
 
 
-def _last_logits(suspect: Suspect, tokens: list[tuple[int, ...]], max_tokens: int) -> Float[Tensor, "prompt vocab"]:
-    step = max(1, max_tokens // max(map(len, tokens)))
-    return torch.cat([capture(suspect, tokens[i : i + step], None).logits for i in range(0, len(tokens), step)]).cpu()
+@dataclass(frozen=True)
+class LogProbability:
+    """Log-probability of a behaviour of one or more tokens, in nats: the sum over its tokens, teacher-forced.
+
+    It says how likely the behaviour is, not whether the model says it: measure that by free generation.
+
+    Attributes:
+        tokens: The behaviour, as it would follow the prompt.
+        label: How a reader calls it.
+    """
+
+    tokens: tuple[int, ...]
+    label: str = "the behaviour"
+    unit = "nats"
+
+    def __post_init__(self):
+        if not self.tokens:
+            raise PromptError("the behaviour has no tokens: give at least one")
+
+    @property
+    def continuation(self) -> tuple[int, ...]:
+        """What stands before the behaviour's last token."""
+        return self.tokens[:-1]
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Each of the behaviour's tokens is predicted one position before it."""
+        return tuple(range(-len(self.tokens), 0))
+
+    def __call__(
+        self, logits: Float[Tensor, "row position vocab"], pair: Int[Tensor, "row"], /
+    ) -> Float[Tensor, "row"]:
+        tokens = torch.tensor(self.tokens, device=logits.device).expand(len(pair), -1)
+        return logits.log_softmax(-1).gather(-1, tokens[..., None]).sum((1, 2))
+
+    def __str__(self) -> str:
+        return f"log-probability of {self.label} after the prompt's last token"
+
+
+@dataclass(frozen=True)
+class Probability:
+    """Probability of one token after the prompt, between 0 and 1."""
+
+    token: int
+    label: str = "the behaviour's first token"
+    unit = "probability"
+
+    def __call__(self, logits: Float[Tensor, "row vocab"], pair: Int[Tensor, "row"], /) -> Float[Tensor, "row"]:  # noqa: ARG002
+        return logits.softmax(-1)[:, self.token]
+
+    def __str__(self) -> str:
+        return f"probability of {self.label} after the prompt's last token"
+
+
+@dataclass(frozen=True, eq=False)
+class KLDivergence:
+    """Kullback-Leibler divergence of what is predicted after the prompt from what the clean run predicts, in nats.
+
+    0 for the clean run. It looks at the whole vocabulary, so it also sees changes that no behaviour explains.
+
+    Attributes:
+        clean: Log-probabilities of the clean run, by pair.
+    """
+
+    clean: Float[Tensor, "pair vocab"]
+    unit = "nats"
+
+    @classmethod
+    def of(cls, suspect: Suspect, pairs: Pairs, *, max_tokens: int = 4096) -> KLDivergence:
+        """From the suspect's own clean runs."""
+        clean = [pair.clean for pair in pairs]
+        check(suspect, clean)
+        return cls(last_logits(suspect, clean, max_tokens).log_softmax(-1))
+
+    def __call__(self, logits: Float[Tensor, "row vocab"], pair: Int[Tensor, "row"], /) -> Float[Tensor, "row"]:
+        clean = self.clean.to(logits.device)[pair]
+        return (clean.exp() * (clean - logits.log_softmax(-1))).sum(-1)
+
+    def __str__(self) -> str:
+        return "divergence of the prediction after the prompt's last token from the clean run's"
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, pair: Pair, behaviour: str) -> set[int]:

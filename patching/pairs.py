@@ -172,6 +172,12 @@ class Pairs:
         names = tuple(f"position {i}" for i in range(lengths[0]))
         return Pairs(pairs, names, tuple(_label(pairs, i, name, decode) for i, name in enumerate(names)))
 
+    def followed_by(self, tokens: Sequence[int]) -> Pairs:
+        """The same pairs with tokens after both prompts, which a metric reads but no cell patches."""
+        more = tuple(tokens)
+        grown = (replace(p, clean=p.clean + more, corrupted=p.corrupted + more) for p in self.pairs)
+        return replace(self, pairs=tuple(grown)) if more else self
+
     def __iter__(self) -> Iterator[Pair]:
         return iter(self.pairs)
 

@@ -16,7 +16,15 @@ from ..errors import OutputError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SITES = {"z": "heads' output z", "mlp_out": "MLP output", "attn_out": "attention output"}
+_SITES = {
+    "z": "heads' output z",
+    "q": "queries",
+    "k": "keys",
+    "v": "values",
+    "pattern": "attention pattern",
+    "mlp_out": "MLP output",
+    "attn_out": "attention output",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,14 +32,15 @@ class SweepResult:
     """Effects of patching.
 
     Attributes:
-        effect: Metric of the patched run minus metric of the same run unpatched, dims (pair, layer, span or head). NaN
-            where a span has no counterpart in the other run. `label` holds what to write on the axis.
+        effect: Metric of the patched run minus metric of the same run unpatched, dims (pair, layer, span), (pair, layer,
+            head) or (pair, layer, head, span); `kv_head` where key-value heads are shared. NaN where a span has no counterpart in the other run. `label` holds what to write on the axis.
         clean, corrupted: Metric of the two unpatched runs, dims (pair).
         noise_floor: Most that any run moved when it was patched with itself; smaller effects mean nothing.
         site, direction: What was patched, and which way.
         metric, unit: What was measured, as a sentence, and in what.
         dropped: Groups on which the metric is undefined; they are not in `effect`.
         suspect: Name of the model.
+        engine: `wavefront`, or `per layer` where the model cannot be taken apart; both are exact.
     """
 
     effect: xr.DataArray
@@ -44,6 +53,7 @@ class SweepResult:
     unit: str
     dropped: tuple[str, ...]
     suspect: str
+    engine: str = "wavefront"
 
     @property
     def column(self) -> str:
@@ -103,26 +113,37 @@ class SweepResult:
         return table.to_dataframe().reset_index()
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Heat map of `mean`, layer by span or head, white at 0; cells that are not defined are hatched grey."""
+        """Heat map of `mean`, white at 0, tokens or heads along the bottom; cells that are not defined are hatched grey.
+
+        Layers are the rows; where heads and spans are told apart, each head of each layer has a row.
+        """
         import matplotlib.pyplot as plt
 
-        mean, labels = self.mean(), [str(label) for label in self.effect["label"].values]
+        mean, labels, rows = self.mean(), [str(label) for label in self.effect["label"].values], self._rows()
+        values = mean.values.reshape(len(rows), len(labels))
         if ax is None:
-            size = (max(4.0, 1.8 + 0.42 * len(labels)), 1.9 + 0.32 * mean.sizes["layer"])
+            size = (max(4.0, 1.8 + 0.42 * len(labels)), 1.9 + (0.32 if mean.ndim == 2 else 0.16) * len(rows))
             ax = plt.subplots(figsize=size, layout="constrained")[1]
-        largest = float(np.nanmax(np.abs(mean.values), initial=0)) or 1.0
+        largest = float(np.nanmax(np.abs(values), initial=0)) or 1.0
         ax.patch.set(facecolor="0.92", edgecolor="0.75", hatch="///")
-        image = ax.imshow(mean.values, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
+        image = ax.imshow(values, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
         # A token may hold dollar signs, which matplotlib would read as mathematics.
         ax.set_xticks(range(len(labels)), [label.replace("$", r"\$") for label in labels], rotation=90)
-        ax.set_yticks(range(mean.sizes["layer"]), [f"L{layer}" for layer in mean["layer"].values])
-        ax.set(ylabel="layer", xlabel=self.column)
+        ax.set_yticks(range(len(rows)), rows, fontsize=None if mean.ndim == 2 else "x-small")
+        ax.set(ylabel=" and ".join(str(dim) for dim in mean.dims[:-1]), xlabel=self.column)
         ax.set_title(
             f"{_SITES.get(self.site, self.site)}, {self.direction} (mean of {self.effect.sizes['pair']} pairs)",
             fontsize="medium",
         )
         ax.figure.colorbar(image, ax=ax, label=f"effect ({self.unit})")
         return ax
+
+    def _rows(self) -> list[str]:
+        """Name of every row of the grid: `L3`, or `L3H1` where heads have rows of their own."""
+        layers = [f"L{layer}" for layer in self.effect["layer"].values]
+        if self.effect.ndim == 3:
+            return layers
+        return [f"{layer}{head}" for layer in layers for head in self.effect[str(self.effect.dims[2])].values]
 
     def save(self, path: str | Path) -> Path:
         """Write netCDF, under a temporary name first, so that a broken write leaves nothing under `path`.
@@ -164,13 +185,13 @@ class SweepResult:
         return cls(**arrays, **scalars, dropped=tuple(dropped.split("\n")) if dropped else ())
 
     def __repr__(self) -> str:
-        mean = self.mean()
-        flat = np.nan_to_num(np.abs(mean.values), nan=-1.0)
-        layer, column = np.unravel_index(flat.argmax(), flat.shape)
+        mean, rows = self.mean(), self._rows()
+        grid, share = (x.values.reshape(len(rows), -1) for x in (mean, self.normalized()))
+        row, column = np.unravel_index(np.nan_to_num(np.abs(grid), nan=-1.0).argmax(), grid.shape)
         return (
             f"SweepResult({self.suspect}, {self.site}, {self.direction}, {self.effect.sizes['pair']} pairs; strongest "
-            f"L{layer} {mean[self.column].values[column]}: {mean.values[layer, column]:+.2f} {self.unit}, "
-            f"{self.normalized().values[layer, column]:+.0%} of the gap; noise floor {self.noise_floor:.0e})"
+            f"{rows[row]} {mean[self.column].values[column]}: {grid[row, column]:+.2f} {self.unit}, "
+            f"{share[row, column]:+.0%} of the gap; noise floor {self.noise_floor:.0e})"
         )
 
 
