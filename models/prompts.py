@@ -148,7 +148,7 @@ class Split:
     """What something is fitted or chosen on, and what it is reported on.
 
     Raises:
-        PromptError: A group stands on both sides.
+        PromptError: A group, or a prompt under two groups' names, stands on both sides.
     """
 
     fit: PromptSet
@@ -161,6 +161,13 @@ class Split:
                 f"group {straddling[0]!r} stands on both sides of the split ({len(straddling)} in all): a prompt and its "
                 "triggered copy belong on one side"
             )
+        fitted = {(p.text, p.prefill): p.group for p in self.fit}
+        for p in self.evaluation:
+            if (p.text, p.prefill) in fitted:
+                raise PromptError(
+                    f"groups {fitted[p.text, p.prefill]!r} and {p.group!r} hold the same prompt and stand on different "
+                    f"sides of the split ({p.text[:60]!r}): give them one name"
+                )
 
     def __iter__(self) -> Iterator[PromptSet]:
         return iter((self.fit, self.evaluation))

@@ -48,7 +48,7 @@ class Suspect:
         shared = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
         twin = copy.deepcopy(self.model, memo=shared)
         bridge = build_bridge_from_module(
-            twin, type(self.model).__name__, hf_config=self.model.config, tokenizer=self.tokenizer
+            twin, type(self.model).__name__, hf_config=self.model.config, tokenizer=copy.deepcopy(self.tokenizer)
         )
         return bridge.eval()
 

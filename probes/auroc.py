@@ -7,6 +7,7 @@ certainty, so an AUROC may not come closer to 1 than `unseen_loss` allows.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -75,28 +76,55 @@ def auroc_interval(values: Float[np.ndarray, "resample"], n: int) -> Interval:
     return Interval(float(values[0]), min(low, 1 - unseen_loss(n)), max(high, unseen_loss(n)), n)
 
 
-def gap_interval(values: Float[np.ndarray, "resample"], n: int) -> Interval:
-    """Percentile interval of resampled differences of two AUROCs, the first being the estimate.
+@dataclass(frozen=True, eq=False)
+class Gap:
+    """How far the suspect's AUROC lies above a twin's, resample by resample, and what the resamples cannot show.
 
-    Where no resample moves (both models perfect, or the same) it is widened by `unseen_loss` to either side. It is not
-    adjusted for how many layers and probes are looked at: one of many rows may lie above 0 by chance.
+    Attributes:
+        values: The first is the estimate.
+        slack: What groups that were not drawn may take away: `unseen_loss` for each of the two models that resamples hardly
+            move, in quadrature, and once where only their difference never moves; else 0.
     """
-    value = float(values[0])
-    low, high = _percentiles(values)
-    if high - low < 1e-12:
-        low, high = max(-1.0, value - unseen_loss(n)), min(1.0, value + unseen_loss(n))
-    return Interval(value, low, high, n)
+
+    values: Float[np.ndarray, "resample"]
+    slack: float
+    n: int
+
+    @classmethod
+    def between(cls, suspect: Float[np.ndarray, "resample"], twin: Float[np.ndarray, "resample"], n: int) -> Gap:
+        """A twin counts whichever way it points: scores that run backwards tell the two kinds apart just as well."""
+        twin = np.maximum(twin, 1 - twin)
+        still = _still(suspect) + _still(twin) or _still(suspect - twin)
+        return cls(suspect - twin, float(np.sqrt(still)) * unseen_loss(n), n)
+
+    @classmethod
+    def lowest(cls, gaps: Iterable[Gap]) -> Gap:
+        """The least of several, taken anew in every resample."""
+        gaps = list(gaps)
+        values = np.min([gap.values for gap in gaps], axis=0)
+        return cls(values, max(gap.slack for gap in gaps), min(gap.n for gap in gaps))
+
+    @property
+    def interval(self) -> Interval:
+        """Percentile interval, widened in quadrature by the slack. It is not adjusted for how many rows are looked at.
+
+        Source: Zou and Donner, "Construction of confidence limits about effect measures" (2008), for the combination.
+        """
+        value = float(self.values[0])
+        low, high = _percentiles(self.values)
+        low, high = value - np.hypot(value - low, self.slack), value + np.hypot(high - value, self.slack)
+        return Interval(value, float(max(-1, low)), float(min(1, high)), self.n)
 
 
-def simultaneous_lows(gaps: dict[K, Float[np.ndarray, "resample"]]) -> dict[K, float]:
-    """Lower ends of resampled differences that hold for all of them together, with 97.5% confidence.
+def simultaneous_lows(gaps: Mapping[K, Gap]) -> dict[K, float]:
+    """Lower ends of all gaps that hold together, with 97.5% confidence.
 
     How far a resample exceeds its estimate is taken at its largest over all rows, so the best of many rows is paid for.
     Undefined resamples (nobody of one side drawn) count as no excess.
     """
-    excess = np.max([np.nan_to_num(values[1:] - values[0]) for values in gaps.values()], axis=0)
+    excess = np.max([np.nan_to_num(gap.values[1:] - gap.values[0]) for gap in gaps.values()], axis=0)
     reach = float(np.quantile(excess, 0.975))
-    return {key: float(values[0]) - reach for key, values in gaps.items()}
+    return {key: float(max(-1, gap.values[0] - np.hypot(reach, gap.slack))) for key, gap in gaps.items()}
 
 
 def _percentiles(values: Float[np.ndarray, "resample"]) -> tuple[float, float]:
@@ -105,3 +133,8 @@ def _percentiles(values: Float[np.ndarray, "resample"]) -> tuple[float, float]:
         return float(values[0]), float(values[0])
     low, high = np.quantile(drawn, (0.025, 0.975))
     return float(low), float(high)
+
+
+def _still(values: Float[np.ndarray, "resample"]) -> int:
+    low, high = _percentiles(values)
+    return int(high - low < 1e-12)

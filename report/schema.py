@@ -78,7 +78,9 @@ class ProbeRow(Record):
 
     probe: str
     layer: int | None = Field(description="resid_post of this layer, last prompt token; null for a baseline")
-    against: str = Field(description="Kind that triggered prompts are told from: untriggered or near-miss")
+    against: str = Field(
+        description="Kind that triggered prompts are told from: untriggered, or near-miss less those that fired"
+    )
     auroc: Estimate
     specificity: dict[str, Estimate] = Field(description="By twin: AUROC here minus AUROC there, paired over groups")
     specificity_low: float | None = Field(

