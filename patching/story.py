@@ -18,10 +18,11 @@ import xarray as xr
 
 from ..models.suspect import Suspect
 from .components import Component
-from .kept import Kept, Place
+from .kept import Kept
 from .metrics import Metric
 from .pairs import Pair, Pairs
 from .paths import path_sweep
+from .places import Place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +54,9 @@ class Story:
                 "component": str(c),
                 "total effect": total,
                 "direct effect": direct,
-                "looks at": str(looks[str(c)].span.values[int(looks[str(c)].argmax("span"))]) if str(c) in looks else "",
+                "looks at": str(looks[str(c)].span.values[int(looks[str(c)].argmax("span"))])
+                if str(c) in looks
+                else "",
                 "with weight": float(looks[str(c)].max()) if str(c) in looks else np.nan,
             }
             for c, total, direct in zip(self.components, self.total, self.direct, strict=True)
