@@ -70,6 +70,10 @@ class Kept:
         step = max(1, self.max_tokens // self._longest)
         return torch.cat([self._run(masks, part) for part in rows.split(step)]).view(len(masks), n).numpy()
 
+    def connected(self, places: Sequence[Place]) -> Sequence[Place]:
+        """All: whatever else is kept, a place is heard through the rest of the model."""
+        return places
+
     def _run(self, masks: Bool[Tensor, "set layer unit span"], rows: Int[Tensor, "row 2"]) -> Float[Tensor, "row"]:
         which, pair = rows.to(self._span_of.device).unbind(1)
         # A column whose span is kept, or that has no counterpart, stays as it is.

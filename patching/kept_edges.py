@@ -87,6 +87,27 @@ class KeptEdges:
                     out[start : start + step, columns] = value.double().cpu().reshape(len(part), -1).numpy()
         return out
 
+    def connected(self, edges: Iterable[Edge]) -> list[Edge]:
+        """Those on some path from the embedding to the logits; in pairs of equal length no other changes anything."""
+        edges = list(edges)
+        informed, heard = {"embedding"}, {"logits"}
+        forward = sorted(edges, key=lambda edge: self._downstream[edge.downstream])
+        for edge in forward:
+            if edge.upstream in informed:
+                informed |= set(self._parts_of(edge.downstream))
+        for edge in reversed(forward):
+            if heard & set(self._parts_of(edge.downstream)):
+                heard.add(edge.upstream)
+        return [e for e in edges if e.upstream in informed and heard & set(self._parts_of(e.downstream))]
+
+    def _parts_of(self, reader: str) -> list[str]:
+        """The components that compute with what is read: a key or a value serves all heads of its group."""
+        layer, letter, head = reader.partition(".")[0].partition("K")
+        if not letter:
+            return [layer]
+        group = self.suspect.architecture.n_heads // self.suspect.architecture.n_kv_heads
+        return [f"{layer}H{i}" for i in range(int(head) * group, (int(head) + 1) * group)]
+
     def _dropped(self, sets: Sequence[Iterable[Edge]]) -> Bool[Tensor, "set up down"]:
         """Edges that are there and not kept."""
         there = self._mask(self.places)
@@ -159,7 +180,9 @@ class _Run:
             mlp = first + n_heads + 2 * n_kv
             replace[wiring.attention_norm(layer)] = watch_input(partial(setattr, self, "stream"))
             for name in dict.fromkeys(wiring.projection(part, layer) for part in PARTS):
-                parts = {part: at for part, at in starts.items() if wiring.projection(part, layer) == name}
+                parts: dict[Part, int] = {
+                    part: at for part, at in starts.items() if wiring.projection(part, layer) == name
+                }
                 replace[name] = partial(_Through, partial(self._project, layer, parts))
             replace[where.attention_out(layer)] = watch_input(partial(self._heads_write, layer))
             replace[wiring.mlp_norm(layer)] = partial(_Through, partial(self._norm, mlp))
