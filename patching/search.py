@@ -31,6 +31,7 @@ from .edges import attribute_edges
 from .kept import Kept
 from .kept_edges import KeptEdges
 from .metrics import Metric
+from .null import matched_sets, moved_circuits
 from .pairs import Pairs
 from .places import AnyPlace, Edge
 from .pruning import Keeps, Search
@@ -62,8 +63,7 @@ def find_circuit(
             `attribute_edges(method="eap-ig", direction="noising")` on the validation pairs, since patching thousands one
             by one is too dear. A poor estimate costs tries, or leaves a larger circuit; it cannot make one that fails.
         budget: Most sets tried while pruning. Where it runs out the circuit may be larger than it need be: `pruned` says so.
-        draws: Random sets with as many places of each kind: heads and MLPs; for edges what reads them (q, k, v, MLP,
-            logits). Random edges seldom join to a path, so to beat them is little for edges.
+        draws: Random sets with as many heads and MLPs; for edges, copies of the circuit in other heads and layers (`null`).
         redraws: How often growing and pruning are repeated on resampled validation pairs, at the same cost each; the
             ranking stays.
         max_tokens: Most tokens run at once; where not given 4096, for edges 512, which take far more memory (`KeptEdges`).
@@ -103,7 +103,12 @@ def find_circuit(
     inside = set(chosen)
     complement = [place for place in kept.places if place not in inside]
     without = [[other for other in chosen if other != place] for place in chosen]
-    null = matched_sets(chosen, kept.places, draws=draws, seed=seed)
+    null: Sequence[Sequence[AnyPlace]]
+    if by == "edge":
+        edges = [place for place in chosen if isinstance(place, Edge)]
+        null = moved_circuits(edges, suspect.architecture, draws=draws, seed=seed)
+    else:
+        null = matched_sets(chosen, kept.places, draws=draws, seed=seed)
     measured = search.measure([chosen, complement, *without, *null])[:, test]
     report(1.0)
     return Circuit(
@@ -130,24 +135,6 @@ def find_circuit(
         stability={place: again[place] / redraws for place in kept.places if again[place]} if redraws else {},
         seed=seed,
     )
-
-
-def matched_sets(
-    chosen: Sequence[AnyPlace], places: Sequence[AnyPlace], *, draws: int, seed: int
-) -> list[list[AnyPlace]]:
-    """Distinct random sets with as many of each kind as `chosen`, other than it; there may be fewer than `draws`."""
-    rng = random.Random(seed)
-    counts = Counter(place.kind for place in chosen)
-    pools = {kind: [place for place in places if place.kind == kind] for kind in dict.fromkeys(p.kind for p in places)}
-    inside = frozenset(chosen)
-    found: dict[frozenset[AnyPlace], list[AnyPlace]] = {}
-    for _ in range(20 * draws):
-        drawn = [place for kind, pool in pools.items() for place in rng.sample(pool, counts[kind])]
-        if frozenset(drawn) != inside:
-            found[frozenset(drawn)] = drawn
-        if len(found) == draws:
-            break
-    return list(found.values())
 
 
 def _kept(suspect: Suspect, pairs: Pairs, metric: Metric, by: By, max_tokens: int) -> Keeps:

