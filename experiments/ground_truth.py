@@ -64,7 +64,7 @@ def scores(suspect: Suspect, prompts: Path, behaviour: str, seed: int) -> dict[s
     metric = LogitDifference.of_behaviour(suspect, pairs, behaviour)
     exact = {site: sweep(suspect, pairs, metric, site=site, direction="noising").mean() for site in ("z", "mlp_out")}
     circuit = find_circuit(suspect, pairs, metric, draws=0, redraws=0, seed=seed)
-    lost = {place.component: share.value for place, share in circuit.minimality.items()}
+    lost = {component: share.value for place, share in circuit.minimality.items() for component in place.components}
     components = all_components(suspect.architecture)
     return {
         "exact patching": -np.concatenate([exact["z"].values.ravel(), exact["mlp_out"].values.ravel()]),

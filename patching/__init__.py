@@ -8,10 +8,12 @@ from .circuit import Circuit
 from .circuits import find_set, rank, smallest_set
 from .components import Component, matched_random_sets
 from .edges import attribute_edges, node_scores
-from .kept import Kept, Place
+from .kept import Kept
+from .kept_edges import KeptEdges
 from .metrics import KLDivergence, LogitDifference, LogProbability, Metric, Probability
 from .pairs import Pairs
 from .paths import path_patch, path_sweep
+from .places import Edge, Place
 from .result import SweepResult
 from .search import find_circuit
 from .story import Story, tell
@@ -22,8 +24,10 @@ __all__ = [
     "Agreement",
     "Circuit",
     "Component",
+    "Edge",
     "KLDivergence",
     "Kept",
+    "KeptEdges",
     "LogProbability",
     "LogitDifference",
     "Metric",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,10 +17,16 @@ from jaxtyping import Float
 
 from ..errors import OutputError
 from .components import Component
-from .kept import Place
+from .places import AnyPlace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+By = Literal["component", "component and span", "edge"]
+
+
+_SHOWN = 24
 
 
 @dataclass(frozen=True)
@@ -38,23 +44,27 @@ class Share:
 
 @dataclass(frozen=True, eq=False)
 class Circuit:
-    """Places whose clean values are enough for the behaviour. All metrics are of test pairs, `[pair]`.
+    """Places, or edges, whose clean values are enough for the behaviour. All metrics are of test pairs, `[pair]`.
 
     Attributes:
+        by: What its `places` are.
         n_places: How many there are in the model.
         target: Faithfulness that the search had to reach on its own pairs.
+        pruned: Whether nothing could be dropped any more; if not, the budget ran out before.
         clean, corrupted: Metric with every place clean, and with none.
         circuit, complement: Metric with only the circuit clean, and with all but the circuit.
         without: Metric of the circuit less one of its places, `[place, pair]`.
-        null: Metric of random sets of as many heads and MLPs, `[draw, pair]`.
+        null: Metric of random sets with as many places of each kind, `[draw, pair]`.
         curve: Faithfulness on the validation pairs by number of places, before pruning.
         stability: Share of searches on resampled validation pairs that chose the place.
     """
 
     suspect: str
-    places: tuple[Place, ...]
+    by: By
+    places: tuple[AnyPlace, ...]
     n_places: int
     target: float
+    pruned: bool
     metric: str
     groups: tuple[str, ...]
     clean: Float[np.ndarray, "pair"]
@@ -64,12 +74,13 @@ class Circuit:
     without: Float[np.ndarray, "place pair"]
     null: Float[np.ndarray, "draw pair"]
     curve: xr.DataArray
-    stability: Mapping[Place, float]
+    stability: Mapping[AnyPlace, float]
     seed: int
 
     @property
     def components(self) -> list[Component]:
-        return list(dict.fromkeys(place.component for place in self.places))
+        """Heads and MLPs that take part; of edges, those that write one."""
+        return list(dict.fromkeys(component for place in self.places for component in place.components))
 
     @cached_property
     def faithfulness(self) -> Share:
@@ -82,7 +93,7 @@ class Circuit:
         return self._share(self.clean + self.corrupted - self.complement)
 
     @cached_property
-    def minimality(self) -> dict[Place, Share]:
+    def minimality(self) -> dict[AnyPlace, Share]:
         """By place, the share of the gap that the circuit loses without it."""
         return {
             place: self._share(self.circuit - row + self.corrupted)
@@ -115,9 +126,10 @@ class Circuit:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Faithfulness by number of places while the circuit grew, the pruned circuit on test pairs, and its null."""
-        if ax is None:
-            import matplotlib.pyplot as plt
+        import matplotlib.pyplot as plt
+        from matplotlib.ticker import MaxNLocator
 
+        if ax is None:
             ax = plt.subplots(figsize=(5.2, 3.6), layout="constrained")[1]
         ax.plot(self.curve["places"], self.curve, "o-", color="#2c7fb8", ms=4, label="highest-ranked, validation pairs")
         share, n = self.faithfulness, len(self.places)
@@ -130,9 +142,9 @@ class Circuit:
                 [n] * len(self.random), self.random, "_", color="0.5", ms=10, label=f"{len(self.random)} random sets"
             )
         ax.axhline(self.target, color="0.7", lw=0.8, ls=":")
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.set(xlabel=f"places kept clean, of {self.n_places}", ylabel="faithfulness (share of the gap)")
-        ax.set_title(f"circuit of {self.suspect}: {n} of {self.n_places} places", fontsize="medium")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set(xlabel=f"{self._noun} kept clean, of {self.n_places}", ylabel="faithfulness (share of the gap)")
+        ax.set_title(f"circuit of {self.suspect}: {n} of {self.n_places} {self._noun}", fontsize="medium")
         ax.legend(fontsize="small")
         return ax
 
@@ -149,10 +161,9 @@ class Circuit:
             "metric": self.metric,
             "seed": self.seed,
             "target": self.target,
-            "places": [
-                {"layer": p.component.layer, "head": p.component.head, "span": p.span, "lost_without": share.value}
-                for p, share in self.minimality.items()
-            ],
+            "by": self.by,
+            "pruned": self.pruned,
+            "places": [{**place.record(), "lost_without": share.value} for place, share in self.minimality.items()],
             "n_places": self.n_places,
             "faithfulness": vars(self.faithfulness),
             "completeness": vars(self.completeness),
@@ -170,10 +181,16 @@ class Circuit:
     def __repr__(self) -> str:
         beaten = int((self.random >= self.faithfulness.value).sum())
         null = f", {beaten} of {len(self.random)} random sets as faithful" if len(self.random) else ""
+        shown = [str(place) for place in self.places[:_SHOWN]]
+        shown += [f"and {len(self.places) - _SHOWN} more"] * (len(self.places) > _SHOWN)
         return (
-            f"Circuit of {self.suspect}, {len(self.places)} of {self.n_places} places: "
-            f"{', '.join(map(str, self.places))}; faithfulness {self.faithfulness}{null}; completeness {self.completeness}"
+            f"Circuit of {self.suspect}, {len(self.places)} of {self.n_places} {self._noun}"
+            f"{'' if self.pruned else ' (not pruned to the end)'}: {', '.join(shown)}; faithfulness {self.faithfulness}{null}; completeness {self.completeness}"
         )
+
+    @property
+    def _noun(self) -> str:
+        return "edges" if self.by == "edge" else "places"
 
     def _repr_html_(self) -> str:
         return self.to_dataframe().to_html(index=False, float_format="{:.2f}".format)

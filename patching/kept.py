@@ -11,7 +11,6 @@ et al. 2022, "Causal scrubbing".
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -23,21 +22,11 @@ from torch import Tensor, nn
 from ..models.prompts import pad_left, pad_token
 from ..models.suspect import Suspect
 from ..models.view import StandIn, view, watch_input, watch_output
-from .components import Component, all_components
+from .components import all_components
 from .engine import check
 from .metrics import Metric
 from .pairs import Pairs
-
-
-@dataclass(frozen=True)
-class Place:
-    """A component, at one of the pairs' spans or, with `span=None`, at all positions. Written `L1H3`, `L1H3 @ end -1`."""
-
-    component: Component
-    span: str | None = None
-
-    def __str__(self) -> str:
-        return str(self.component) if self.span is None else f"{self.component} @ {self.span}"
+from .places import Place
 
 
 class Kept:
@@ -80,6 +69,10 @@ class Kept:
         rows = torch.cartesian_prod(torch.arange(len(masks)), torch.arange(n))
         step = max(1, self.max_tokens // self._longest)
         return torch.cat([self._run(masks, part) for part in rows.split(step)]).view(len(masks), n).numpy()
+
+    def connected(self, places: Sequence[Place]) -> Sequence[Place]:
+        """All: whatever else is kept, a place is heard through the rest of the model."""
+        return places
 
     def _run(self, masks: Bool[Tensor, "set layer unit span"], rows: Int[Tensor, "row 2"]) -> Float[Tensor, "row"]:
         which, pair = rows.to(self._span_of.device).unbind(1)

