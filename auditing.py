@@ -35,7 +35,7 @@ from .models.prompts import KINDS, Kind, Prompt, PromptSet, decode
 from .models.suspect import Suspect
 from .patching import LogitDifference, Pairs, sweep
 from .patching.ablation import Ablator, Price
-from .patching.circuits import find_set, rank
+from .patching.ablation_set import find_set, rank
 from .patching.components import Component, matched_random_sets
 from .report import check_folder, schema, write
 

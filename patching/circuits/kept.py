@@ -19,13 +19,13 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..models.prompts import pad_left, pad_token
-from ..models.suspect import Suspect
-from ..models.view import StandIn, view, watch_input, watch_output
-from .components import all_components
-from .engine import check
-from .metrics import Metric
-from .pairs import Pairs
+from ...models.prompts import pad_left, pad_token
+from ...models.suspect import Suspect
+from ...models.view import StandIn, view, watch_input, watch_output
+from ..components import all_components
+from ..engine import check
+from ..metrics import Metric
+from ..pairs import Pairs
 from .places import Place
 
 

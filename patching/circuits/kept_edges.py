@@ -29,16 +29,16 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..models.suspect import Suspect
-from ..models.view import StandIn, watch_input, watch_output
-from .alignment import Block, blocks
-from .edges import downstream_names, upstream_names
-from .metrics import Metric
-from .pairs import Pairs
-from .paths import comes_after
+from ...models.suspect import Suspect
+from ...models.view import StandIn, watch_input, watch_output
+from ..attribution.alignment import Block, blocks
+from ..attribution.edges import downstream_names, upstream_names
+from ..attribution.recorded import Make, measured, record, rerun
+from ..attribution.wiring import PARTS, Part, Wiring
+from ..metrics import Metric
+from ..pairs import Pairs
+from ..paths import comes_after
 from .places import Edge
-from .recorded import Make, measured, record, rerun
-from .wiring import PARTS, Part, Wiring
 
 
 class KeptEdges:

@@ -16,12 +16,12 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from ..models.suspect import Suspect
-from .components import Component
+from ...models.suspect import Suspect
+from ..components import Component
+from ..metrics import Metric
+from ..pairs import Pair, Pairs
+from ..paths import path_sweep
 from .kept import Kept
-from .metrics import Metric
-from .pairs import Pair, Pairs
-from .paths import path_sweep
 from .places import Place
 
 if TYPE_CHECKING:

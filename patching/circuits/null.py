@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from ..models.architecture import Architecture
+from ...models.architecture import Architecture
 from .places import AnyPlace, Edge
 
 P = TypeVar("P", bound=AnyPlace)

