@@ -6,6 +6,7 @@ from .attribution import Agreement, attribute, attribute_edges, node_scores, ver
 from .cells import patch_cells
 from .circuits import Circuit, Edge, Kept, KeptEdges, Place, Story, find_circuit, tell
 from .components import Component, matched_random_sets
+from .locating import Located, locate
 from .metrics import KLDivergence, LogitDifference, LogProbability, Metric, Probability
 from .pairs import Pairs
 from .paths import path_patch, path_sweep
@@ -21,6 +22,7 @@ __all__ = [
     "KLDivergence",
     "Kept",
     "KeptEdges",
+    "Located",
     "LogProbability",
     "LogitDifference",
     "Metric",
@@ -34,6 +36,7 @@ __all__ = [
     "attribute_edges",
     "find_circuit",
     "find_set",
+    "locate",
     "matched_random_sets",
     "mean_activations",
     "node_scores",

@@ -50,8 +50,8 @@ class Agreement:
     """Estimates beside exact effects, means over pairs.
 
     Attributes:
-        table: One row per checked cell: `cell` (its name), `estimate`, `exact`, and whether it belongs to the `top` and to
-            the `random` sample (it may belong to both).
+        table: One row per checked cell: `index` into the estimate's mean over pairs, `cell` (its name), `estimate`,
+            `exact`, and whether it belongs to the `top` and to the `random` sample (it may belong to both).
         of: Cells that could have been checked.
         what: What was estimated, and how.
         unit: Of estimates and effects.
@@ -158,6 +158,7 @@ def verify(
     exact = exact or _cells(suspect, pairs, metric, mean, estimate)
     table = pd.DataFrame(
         {
+            "index": cells,
             "cell": [" ".join(_name(mean, d, i) for d, i in zip(mean.dims, cell, strict=True)) for cell in cells],
             "estimate": values[rows],
             "exact": exact(cells),
