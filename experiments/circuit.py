@@ -38,7 +38,8 @@ def main() -> None:
     metric = LogitDifference.of_behaviour(suspect, pairs, arguments.behaviour)
     kinds: tuple[By, ...] = ("component", "component and span", "edge")
     found = {by: find_circuit(suspect, pairs, metric, by=by, seed=arguments.seed) for by in kinds}
-    story = tell(suspect, pairs, metric, found["component"].components)
+    whole = found["component"]
+    story = tell(suspect, pairs, metric, whole.components, groups=whole.groups)
     print(f"{len(pairs)} pairs, of which {metric.n_undefined} are undefined on {metric}\n")
     print(table(list(found.values())))
     print(told(story))

@@ -51,6 +51,7 @@ class Circuit:
         n_places: How many there are in the model.
         target: Faithfulness that the search had to reach on its own pairs.
         pruned: Whether nothing could be dropped any more; if not, the budget ran out before.
+        reached: Whether the target was reached on the validation pairs; if not, the ranking lacks what is needed.
         clean, corrupted: Metric with every place clean, and with none.
         circuit, complement: Metric with only the circuit clean, and with all but the circuit.
         without: Metric of the circuit less one of its places, `[place, pair]`.
@@ -65,6 +66,7 @@ class Circuit:
     n_places: int
     target: float
     pruned: bool
+    reached: bool
     metric: str
     groups: tuple[str, ...]
     clean: Float[np.ndarray, "pair"]
@@ -163,6 +165,7 @@ class Circuit:
             "target": self.target,
             "by": self.by,
             "pruned": self.pruned,
+            "reached": self.reached,
             "places": [{**place.record(), "lost_without": share.value} for place, share in self.minimality.items()],
             "n_places": self.n_places,
             "faithfulness": vars(self.faithfulness),
@@ -185,7 +188,7 @@ class Circuit:
         shown += [f"and {len(self.places) - _SHOWN} more"] * (len(self.places) > _SHOWN)
         return (
             f"Circuit of {self.suspect}, {len(self.places)} of {self.n_places} {self._noun}"
-            f"{'' if self.pruned else ' (not pruned to the end)'}: {', '.join(shown)}; faithfulness {self.faithfulness}{null}; completeness {self.completeness}"
+            f"{'' if self.pruned else ' (not pruned to the end)'}{'' if self.reached else ' (short of the target)'}: {', '.join(shown)}; faithfulness {self.faithfulness}{null}; completeness {self.completeness}"
         )
 
     @property

@@ -58,9 +58,30 @@ class Kept:
 
     @property
     def places(self) -> list[Place]:
-        """Every place, those that no pair has at its span left out."""
-        present = {int(i) for i in self._span_of.unique() if i >= 0}
-        return [Place(c, span) for i, span in enumerate(self.spans) if i in present for c in self.components]
+        """Every place that can matter.
+
+        Left out are spans that no pair has or that stand before the first difference of all, where both runs are the same,
+        and what the last layer does anywhere but at the last position, which nothing reads.
+        """
+        last_layer = self.suspect.architecture.n_layers - 1
+        return [
+            Place(component, span)
+            for i, span in enumerate(self.spans)
+            if self._differs(i)
+            for component in self.components
+            if component.layer < last_layer or self._is_read(i)
+        ]
+
+    def _differs(self, span: int) -> bool:
+        if self.spans[span] is None:
+            return True
+        both = ((pair, pair.clean_spans[span], pair.corrupted_spans[span]) for pair in self.pairs)
+        return any(clean and corrupted and clean[-1] >= pair.first_difference for pair, clean, corrupted in both)
+
+    def _is_read(self, span: int) -> bool:
+        if self.spans[span] is None:
+            return True
+        return any(len(pair.clean) - 1 in pair.clean_spans[span] for pair in self.pairs)
 
     def measure(self, sets: Sequence[Iterable[Place]]) -> Float[np.ndarray, "set pair"]:
         """The metric on the clean prompts, by set of places that stay clean, one column per pair."""

@@ -1,6 +1,6 @@
 """Random sets to hold a circuit against: as many of each kind, chosen by nothing.
 
-Places are drawn one by one. Edges drawn so would never join to a path, and to beat them would say nothing; they are drawn as
+Places are drawn one by one, those at a span from the same span. Edges drawn so would never join to a path, and to beat them would say nothing; they are drawn as
 the circuit itself in other heads and layers: the same graph, with layers moved in order and heads swapped within them.
 """
 

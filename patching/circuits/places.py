@@ -22,8 +22,9 @@ class Place:
 
     @property
     def kind(self) -> str:
-        """`head` or `MLP`."""
-        return "MLP" if self.component.head is None else "head"
+        """`head` or `MLP`, and at which span."""
+        part = "MLP" if self.component.head is None else "head"
+        return part if self.span is None else f"{part} @ {self.span}"
 
     @property
     def components(self) -> tuple[Component, ...]:

