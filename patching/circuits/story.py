@@ -71,7 +71,7 @@ class Story:
             n = len(self.components)
             wide = 1.5 + 0.5 * self.attention.sizes["span"]
             size = (wide + 4.5, 1.8 + 0.35 * n)
-            panels: Sequence[Axes] = plt.subplots(1, 2, figsize=size, width_ratios=(wide, 4), layout="constrained")[1]
+            panels: Sequence[Axes] = plt.subplots(1, 2, figsize=size, width_ratios=(wide, 5), layout="constrained")[1]
         else:
             panels = axes
         left, right = panels
@@ -79,7 +79,8 @@ class Story:
         labels = [str(label).replace("$", r"\$") for label in self.attention.label.values]
         left.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
         left.set_yticks(range(self.attention.sizes["component"]), [str(c) for c in self.attention.component.values])
-        left.set(title="attention from the last token, clean run", xlabel="span", ylabel="head of the circuit")
+        left.set(xlabel="span", ylabel="head of the circuit")
+        left.set_title("attention from the last token, clean run", fontsize="medium")
         left.figure.colorbar(image, ax=left, label="attention weight")
         y = np.arange(len(self.components))
         right.barh(y - 0.2, self.total, 0.38, color="#c0392b", label="through all paths")
@@ -87,7 +88,8 @@ class Story:
         right.axvline(0, color="0.5", lw=0.8)
         right.set_yticks(y, [str(c) for c in self.components])
         right.invert_yaxis()
-        right.set(xlabel="share of the gap", title=f"lost when corrupted alone, mean of {self.n_pairs} pairs")
+        right.set(xlabel="share of the gap lost when corrupted alone")
+        right.set_title(f"mean of {self.n_pairs} pairs", fontsize="medium")
         right.legend(fontsize="x-small")
         return panels
 
