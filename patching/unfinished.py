@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import inspect
 import os
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import FunctionType
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..errors import OutputError
 from .engine import CannotSplit
@@ -18,6 +25,41 @@ from .measuring import EngineName, Inexact, Measured
 
 # Seconds between writes: a sweep that is killed loses no more than this; one that is interrupted loses nothing.
 _PAUSE = 10.0
+
+_SIMPLE = (str, bytes, int, float, complex, type(None))
+
+
+def identity(value: Any) -> str:
+    """Text that tells one metric from another: of a dataclass every field, of tensors and arrays every byte.
+
+    A function is known by its name, its code and the plain values that it closes over, any other object by its type and
+    its plain attributes. What else either holds (a list that it fills, say) may differ from run to run.
+    """
+    if isinstance(value, Tensor):
+        raw = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        return f"{value.dtype}{tuple(value.shape)}{hashlib.sha256(raw).hexdigest()}"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}"
+    if isinstance(value, _SIMPLE):
+        return repr(value)
+    if isinstance(value, (tuple, list)):
+        return str([identity(part) for part in value])
+    if isinstance(value, dict):
+        return str([(identity(key), identity(part)) for key, part in value.items()])
+    if isinstance(value, partial):
+        return str([identity(part) for part in (value.func, value.args, value.keywords)])
+    if isinstance(value, FunctionType):
+        code, closed = value.__code__, inspect.getclosurevars(value).nonlocals
+        consts = [const for const in code.co_consts if isinstance(const, _SIMPLE)]
+        held = {**closed, "defaults": value.__defaults__}
+        known = [f"{value.__module__}.{value.__qualname__}", code.co_code.hex(), str(consts), str(code.co_names)]
+    elif dataclasses.is_dataclass(value):
+        held = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return str([f"{type(value).__module__}.{type(value).__qualname__}", identity(held)])
+    else:
+        known, held = [f"{type(value).__module__}.{type(value).__qualname__}"], getattr(value, "__dict__", {})
+    plain = {name: part for name, part in held.items() if isinstance(part, (*_SIMPLE, Tensor, np.ndarray, tuple))}
+    return str([*known, identity(plain)])
 
 
 class Unfinished:

@@ -15,7 +15,7 @@ from ...models.prompts import pad_left, pad_token
 from ...models.suspect import Suspect
 from ..pairs import Pair
 from .cells import Cells, Places
-from .per_layer import PerLayer, record, whole
+from .per_layer import PerLayer, record
 from .sites import Site
 from .split import SplitModel, parts_of
 from .wavefront import Wavefront
@@ -34,10 +34,6 @@ class Engine(Protocol):
 
     def logits(self, cells: Cells) -> Iterator[tuple[slice | Tensor, Float[Tensor, "portion read vocab"]]]:
         """Logits of the patched runs, with the cells that they are of."""
-        ...
-
-    def patched(self, layer: int, cells: Cells) -> tuple[Site, Float[Tensor, "cell column d"]]:
-        """The same patches, all at `layer`, as what one site puts out in all columns of the run."""
         ...
 
 
@@ -83,13 +79,6 @@ class Block:
             self.engine = PerLayer(suspect, self.inputs, run, places, site=site, heads=heads, read=self.read)
         # What is kept of the runs must not keep the padding's logits alive, which can be the largest tensor of all.
         self.base, self.source = run.logits[: len(pairs)], run.logits[len(pairs) :]
-
-    def whole(self, cells: Cells) -> Float[Tensor, "1 read vocab"]:
-        """Logits of a single cell by one run of the user's own model from the embedding up."""
-        layer = int(cells.layer[0])
-        site, patched = self.engine.patched(layer, cells)
-        inputs = {name: value[cells.row] for name, value in self.inputs.items()}
-        return whole(self.suspect, inputs, self.read, site=site, layer=layer, patched=patched)
 
 
 def logits(suspect: Suspect, tokens: Sequence[Sequence[int]], max_tokens: int) -> Float[Tensor, "prompt vocab"]:

@@ -39,11 +39,16 @@ class Cells:
     def __getitem__(self, which: Tensor | slice) -> Cells:
         return Cells(*(getattr(self, f.name)[which] for f in fields(self)))
 
-    def with_itself(self) -> Cells:
-        """The same and, last, the cell that changes most layers and columns once more, patched with its own run."""
-        first = int((self.layer * (int(self.start.max()) + 1) + self.start).argmin())
-        added = self[first : first + 1]
-        return joined([self, replace(added, itself=torch.ones_like(added.itself))])
+    def with_themselves(self, number: int) -> Cells:
+        """Up to `number` of the cells, patched with their own run: the one that changes most, and others spread evenly.
+
+        Spread over layers first, then over where the patch begins, over heads and over rows.
+        """
+        order = torch.arange(len(self), device=self.layer.device)
+        for key in (self.row, self.head, self.start, self.layer):
+            order = order[torch.argsort(key[order], stable=True)]
+        chosen = self[order[torch.linspace(0, len(self) - 1, min(number, len(self))).long().to(order.device)]]
+        return replace(chosen, itself=torch.ones_like(chosen.itself))
 
     def portions(self, cost: Int[Tensor, "cell"], limit: int) -> Iterator[Int[Tensor, "portion"]]:
         """Indices in portions of at most `limit` in cost (or one cell), cells that start alike together."""

@@ -1,7 +1,6 @@
 """The slow engine: every patched run is resumed from the layer of the patch, whole, by the user's own model.
 
-For architectures whose attention cannot be taken apart, and as the truth that the fast engine is held against: `whole`
-runs one cell from the embedding up and takes nothing but the patch from elsewhere.
+For architectures whose attention cannot be taken apart.
 """
 
 from __future__ import annotations
@@ -75,13 +74,13 @@ class PerLayer:
     def logits(self, cells: Cells) -> Iterator[tuple[slice | Tensor, Float[Tensor, "portion read vocab"]]]:
         for layer in cells.layer.unique().tolist():
             of_layer = (cells.layer == layer).nonzero()[:, 0]
-            yield of_layer, self._resume(layer, cells.row[of_layer], self.patched(layer, cells[of_layer])[1])
+            yield of_layer, self._resume(layer, cells.row[of_layer], self._patched(layer, cells[of_layer]))
 
     def _given(self, layer: int) -> tuple[Float[Tensor, "entry d"], Float[Tensor, "entry d"]]:
         value, places = self.run.kept[self.site][layer], self.places
         return value[places.row, places.base], value[places.row + self.rows, places.source]
 
-    def patched(self, layer: int, cells: Cells) -> tuple[Site, Float[Tensor, "cell column d"]]:
+    def _patched(self, layer: int, cells: Cells) -> Float[Tensor, "cell column d"]:
         """What the site puts out in every cell, all of which are of `layer`."""
         owner, entry = self.places.entries_of(cells)
         here, there = self._given(layer)
@@ -90,7 +89,7 @@ class PerLayer:
         out = self.run.kept[self.site][layer][cells.row].clone()
         each = torch.arange(len(owner), device=owner.device)
         out.unflatten(-1, (self.heads, -1))[owner, self.places.base[entry], head] = given[each, head]
-        return self.site, out
+        return out
 
     def _resume(self, layer: int, rows: Int[Tensor, "cell"], patched: Tensor) -> Float[Tensor, "cell read vocab"]:
         where = self.suspect.architecture
@@ -101,22 +100,6 @@ class PerLayer:
         model = view(model, {**below, where.layer(layer): partial(_Enter, entered)})
         inputs = {name: value[rows] for name, value in self.inputs.items()}
         return model(**inputs, use_cache=False, logits_to_keep=self.read).logits.float()
-
-
-def whole(
-    suspect: Suspect,
-    inputs: dict[str, Tensor],
-    read: Int[Tensor, "read"],
-    *,
-    site: Site,
-    layer: int,
-    patched: Float[Tensor, "row column d"],
-) -> Float[Tensor, "row read vocab"]:
-    """Logits of one run from the embedding up in which the site at `layer` puts out `patched`."""
-    model = _with_site(suspect, site, layer, patched)
-    if site.startswith("resid"):
-        model = view(model, {suspect.architecture.layer(layer): partial(_Enter, patched)})
-    return model(**inputs, use_cache=False, logits_to_keep=read).logits.float()
 
 
 def _with_site(suspect: Suspect, site: Site, layer: int, patched: Tensor):

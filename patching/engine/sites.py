@@ -33,11 +33,6 @@ def axes(site: Site, by: By | None) -> By:
     return by
 
 
-def output_of(site: Site) -> Site:
-    """The site that a patch inside attention comes down to: `z`; any other site itself."""
-    return "z" if site in OF_HEADS else site
-
-
 def heads(suspect: Suspect, site: Site, by: By) -> int:
     """How many heads the cells of a layer are told apart by; 1 where they are patched together."""
     where = suspect.architecture

@@ -180,7 +180,7 @@ class _Enough(Exception):
 
 def parts_of(site: Site) -> set[str]:
     """What has to be recorded to patch a site."""
-    besides = {"mlp_out": {"attn_out"}, "q": {"z"}, "k": {"z"}, "v": {"z"}, "pattern": {"z"}}
+    besides = {"mlp_out": {"attn_out"}, "pattern": {"z"}}
     return {"q", "k", "v"} | ({site} - {"pattern"}) | besides.get(site, set())
 
 

