@@ -73,7 +73,6 @@ def table(circuits: Sequence[Circuit]) -> str:
 
 
 def told(story: Story) -> str:
-    frame = story.to_dataframe()
     rows = [
         (
             str(row["component"]),
@@ -81,7 +80,7 @@ def told(story: Story) -> str:
             f"{row['direct effect']:.2f}",
             f"{row['looks at']} ({row['with weight']:.2f})" if row["looks at"] else "–",
         )
-        for _, row in frame.iterrows()
+        for row in story.to_dataframe().to_dict("records")
     ]
     return markdown((("component", "share lost without it", "of it straight to the logits", "looks at"), rows))
 
