@@ -15,7 +15,6 @@ tell components apart (the search, of all that is outside its circuit) the figur
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,12 +25,11 @@ from ..models.loading import load
 from ..models.organisms import grow, read_card
 from ..models.organisms.grow import PROMPTS
 from ..models.organisms.tables import markdown
-from ..models.organisms.zoo import grow_zoo
 from ..models.prompts import PromptSet
 from ..models.suspect import Suspect
 from ..patching import LogitDifference, Pairs, attribute, attribute_edges, find_circuit, node_scores, sweep
 from ..patching.components import all_components
-from .planted import PLACES, planted
+from .planted import grow_planted
 
 TOOK = 0.75  # ASR below which there is nothing to locate
 PAIRS = 64
@@ -46,11 +44,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
-    recipes = [planted(only, arguments.seed) for only in PLACES]
-    for grown, _ in enumerate(grow_zoo(recipes, arguments.out, jobs=arguments.jobs, held_out=200), 1):
-        print(f"\rgrown: {grown} of {len(recipes)} ", end="", file=sys.stderr, flush=True)
     found: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
-    for recipe in recipes:
+    for recipe in grow_planted(arguments.out, seed=arguments.seed, jobs=arguments.jobs):
         folder = grow(recipe, arguments.out)
         card = read_card(folder)
         if card is not None and card.measured.rates["asr"].value >= TOOK:

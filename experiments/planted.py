@@ -47,12 +47,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
-    recipes = [planted(only, arguments.seed) for only in PLACES]
-    for grown, _ in enumerate(grow_zoo(recipes, arguments.out, jobs=arguments.jobs, held_out=200), 1):
-        print(f"\rgrown: {grown} of {len(recipes)} ", end="", file=sys.stderr, flush=True)
+    recipes = grow_planted(arguments.out, seed=arguments.seed, jobs=arguments.jobs)
     print("\n| " + " | ".join(HEADER) + " |\n|" + "---|" * len(HEADER))
     for recipe in recipes:
         print("| " + " | ".join(row(recipe, arguments.out)) + " |", flush=True)
+
+
+def grow_planted(out: Path, *, seed: int, jobs: int) -> list[Recipe]:
+    """One for each of `PLACES`, grown or taken from `out`."""
+    recipes = [planted(only, seed) for only in PLACES]
+    for grown, _ in enumerate(grow_zoo(recipes, out, jobs=jobs, held_out=200), 1):
+        print(f"\rgrown: {grown} of {len(recipes)} ", end="", file=sys.stderr, flush=True)
+    return recipes
 
 
 def planted(only: tuple[str, ...], seed: int = 0) -> Recipe:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..models.generation import Rate
+from ..models.interval import Interval
 from ..models.loading import load
 from ..models.organisms import BaseRecipe, Recipe, grow, read_card
 from ..models.organisms.base_model import grow_base
@@ -36,6 +36,7 @@ from ..models.organisms.recipe import TWINS, schedule_of
 from ..models.organisms.zoo import EXCHANGES, grow_zoo
 from ..models.prompts import PromptSet
 from ..models.suspect import Suspect
+from ..models.whole_folder import whole_file
 from ..probes import (
     POOLED,
     PROBES,
@@ -48,7 +49,6 @@ from ..probes import (
     defection_probe,
     sweep,
 )
-from ..probes.auroc import Interval
 from ..probes.defection import DefectionRow
 from ..probes.result import Cell
 from .specificity_tables import tables
@@ -139,9 +139,8 @@ def measured(recipe: Recipe, out: Path, *, held_out: int = HELD_OUT) -> dict[str
         "defection": [_foretold(row, defection) for row in defection.rows] if defection else [],
         "fired": dict(defection.fired) if defection else {},
     }
-    partial = kept.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    os.replace(partial, kept)
+    with whole_file(kept) as partial:
+        partial.write_text(json.dumps(result, indent=1), encoding="utf-8")
     return json.loads(kept.read_text(encoding="utf-8"))  # as the next run will find it
 
 

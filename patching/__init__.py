@@ -2,7 +2,8 @@
 
 from .ablation import Ablator, ablate, mean_activations
 from .ablation_set import find_set, rank, smallest_set
-from .attribution import Agreement, attribute, attribute_edges, node_scores, verify
+from .agreement import Agreement, verify
+from .attribution import attribute, attribute_edges, node_scores
 from .cells import patch_cells
 from .circuits import Circuit, Edge, Kept, KeptEdges, Place, Story, find_circuit, tell
 from .components import Component, matched_random_sets

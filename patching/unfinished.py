@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
-import os
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OutputError
+from ..models.whole_folder import whole_file
 from .engine import CannotSplit
 from .measuring import EngineName, Inexact, Measured
 
@@ -120,13 +120,6 @@ class Unfinished:
         """Write under a temporary name, then rename: a broken write leaves the last good file."""
         if self.path is None:
             return
-        partial = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, fingerprint=self.fingerprint, **vars(found))
-            os.replace(partial, self.path)
-        except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written ({error.strerror or error})") from None
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole_file(self.path) as partial, partial.open("wb") as file:
+            np.savez(file, fingerprint=self.fingerprint, **vars(found))
         self._saved = time.monotonic()

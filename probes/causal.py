@@ -25,11 +25,12 @@ from transformers import PreTrainedModel
 
 from ..errors import PromptError
 from ..models.generation import Rate, generate
+from ..models.interval import Interval
 from ..models.prompts import Kind, PromptSet, Split, decode
 from ..models.suspect import Suspect
 from ..models.view import StandIn, view
 from .activations import collect
-from .auroc import Interval, resampled_groups
+from .auroc import resampled_groups
 from .axes import axes_of
 from .estimators import MeanDifference
 

@@ -27,10 +27,11 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from ..errors import PromptError
+from ..models.interval import Interval
 from ..models.prompts import Kind, Prompt, PromptSet
 from ..models.suspect import Suspect
 from .activations import Activations, collect
-from .auroc import Gap, Interval, auroc_interval, resampled_groups, weighted_auroc
+from .auroc import Gap, auroc_interval, resampled_groups, weighted_auroc
 from .axes import axes_of
 from .contrast_pairs import CONTRAST_PAIRS, ContrastPair
 from .controls import aurocs

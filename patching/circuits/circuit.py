@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,8 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Float
 
-from ...errors import OutputError
+from ...models.interval import Interval
+from ...models.whole_folder import whole_file
 from ..components import Component
 from .places import AnyPlace
 
@@ -27,19 +27,6 @@ By = Literal["component", "component and span", "edge"]
 
 
 _SHOWN = 24
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share of the gap between corrupted and clean runs, with its 95% bootstrap interval over `n` pairs."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] n={self.n}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,17 +72,17 @@ class Circuit:
         return list(dict.fromkeys(component for place in self.places for component in place.components))
 
     @cached_property
-    def faithfulness(self) -> Share:
+    def faithfulness(self) -> Interval:
         """Share of the gap that is left when all other places are corrupted; 1 is the whole behaviour."""
         return self._share(self.circuit)
 
     @cached_property
-    def completeness(self) -> Share:
+    def completeness(self) -> Interval:
         """Share of the gap that is gone when the circuit alone is corrupted; 1 leaves nothing to the rest of the model."""
         return self._share(self.clean + self.corrupted - self.complement)
 
     @cached_property
-    def minimality(self) -> dict[AnyPlace, Share]:
+    def minimality(self) -> dict[AnyPlace, Interval]:
         """By place, the share of the gap that the circuit loses without it."""
         return {
             place: self._share(self.circuit - row + self.corrupted)
@@ -157,7 +144,6 @@ class Circuit:
             OutputError: The file cannot be written.
         """
         path = Path(path)
-        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
         record = {
             "suspect": self.suspect,
             "metric": self.metric,
@@ -172,13 +158,8 @@ class Circuit:
             "completeness": vars(self.completeness),
             "random_faithfulness": self.random.tolist(),
         }
-        try:
+        with whole_file(path) as partial:
             partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
-            os.replace(partial, path)
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
-        finally:
-            partial.unlink(missing_ok=True)
         return path
 
     def __repr__(self) -> str:
@@ -198,9 +179,9 @@ class Circuit:
     def _repr_html_(self) -> str:
         return self.to_dataframe().to_html(index=False, float_format="{:.2f}".format)
 
-    def _share(self, measured: Float[np.ndarray, "pair"], *, resamples: int = 2000) -> Share:
+    def _share(self, measured: Float[np.ndarray, "pair"], *, resamples: int = 2000) -> Interval:
         gained, gap = measured - self.corrupted, self.clean - self.corrupted
         n = len(gap)
         drawn = np.random.default_rng(self.seed).multinomial(n, np.full(n, 1 / n), size=resamples)
         low, high = np.quantile((drawn @ gained) / (drawn @ gap), (0.025, 0.975))
-        return Share(float(gained.mean() / gap.mean()), float(low), float(high), n)
+        return Interval(float(gained.mean() / gap.mean()), float(low), float(high), n)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ...models.prompts import pad_left, pad_token
 from ...models.suspect import Suspect
 from ...models.view import StandIn, view, watch_input, watch_output
+from ..attribution.recorded import measured
 from ..components import all_components
 from ..engine import check
 from ..metrics import Metric
@@ -115,7 +116,7 @@ class Kept:
         inputs = {key: value[pair] for key, value in self._clean.items()}
         with torch.inference_mode():
             logits = view(self.suspect.model, replace)(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
-            return self.metric(logits.float(), pair).double().cpu()
+            return measured(self.metric, logits.float(), pair).double().cpu()
 
     def _masks(self, sets: Sequence[Iterable[Place]]) -> Bool[Tensor, "set layer unit span"]:
         where = self.suspect.architecture

