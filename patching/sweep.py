@@ -151,8 +151,7 @@ def _labelled(plan: Plan, direction: Direction, found: Measured) -> SweepResult:
     where, pairs, site = plan.suspect.architecture, plan.pairs, plan.site
     defined = ~np.isnan(found.baselines).any(0)
     groups = np.array([pair.group for pair in pairs], dtype=object)
-    kept = {"pair": groups[defined].astype(str)}
-    coords: dict[str, Any] = {**kept, "layer": range(where.n_layers)}
+    coords: dict[str, Any] = {"pair": groups[defined].astype(str), "layer": range(where.n_layers)}
     effect = found.effect[defined]
     if plan.by.startswith("head"):
         head = "kv_head" if site in ("k", "v") and where.n_kv_heads < where.n_heads else "head"
@@ -165,9 +164,10 @@ def _labelled(plan: Plan, direction: Direction, found: Measured) -> SweepResult:
         everything = (["all positions"],) * 2
         coords["span"], labels = (list(pairs.spans), list(pairs.labels)) if plan.by != "layer" else everything
     dims = tuple(coords)
-    base, source = (xr.DataArray(row[defined], kept, ("pair",)) for row in found.baselines)
+    effects = xr.DataArray(effect, {**coords, "label": (dims[-1], labels)}, dims, name="effect")
+    base, source = (xr.DataArray(row[defined], {"pair": effects["pair"]}, ("pair",)) for row in found.baselines)
     return SweepResult(
-        effect=xr.DataArray(effect, {**coords, "label": (dims[-1], labels)}, dims, name="effect"),
+        effect=effects,
         clean=base if plan.clean_base else source,
         corrupted=source if plan.clean_base else base,
         noise_floor=found.noise,

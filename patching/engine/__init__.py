@@ -8,7 +8,7 @@ two sweeps can share a model in two threads.
 
 from .attention import CannotSplit
 from .block import Block, Engine, check, logits
-from .cells import Cells
+from .cells import Cells, joined
 from .independent import IndependentCell, unpatched
 from .sites import INSIDE_ATTENTION, By, Site, axes, check_site, heads
 from .split import SplitModel
@@ -27,6 +27,7 @@ __all__ = [
     "check",
     "check_site",
     "heads",
+    "joined",
     "logits",
     "unpatched",
 ]

@@ -1,7 +1,8 @@
 """One patched run the plain way, as the truth that both engines are held against.
 
 It takes nothing from an engine: positions come from the pair itself, activations from runs of its two prompts one by one,
-unpadded, and every run is a whole one of the user's own model, from the embedding up, under the user's own attention.
+unpadded, and every run is one of the user's own model, from the embedding up, under the user's own attention: the patched
+one whole, the others until what they are run for has been seen.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -87,9 +89,9 @@ class IndependentCell:
         head = slice(None) if self.heads == 1 else self.head
         given: dict[str, Tensor] = {}
 
-        def keep(attend: Attend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def keep(_: Attend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             given.update(q=q, k=k, v=v)
-            return attend(q, k, v)
+            raise _Seen
 
         def change(attend: Attend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             own = {"q": q.clone(), "k": k.clone(), "v": v.clone()}
@@ -103,11 +105,13 @@ class IndependentCell:
         where, layer = self.suspect.architecture, self.layer
         name = where.attention(layer)
         if self.site == "pattern":
-            unpatched(self.suspect, self._source, self.read, {name: partial(_attending, keep)})
+            with suppress(_Seen):
+                unpatched(self.suspect, self._source, self.read, {name: partial(_attending, keep)})
         else:  # what the source's stream gives at the base's positions (rotary embeddings turn queries and keys)
             stream = partial(self._put, given=self._seen(self._source, "resid_pre"), heads=1, head=0)
             entered: Replace = {where.layer(layer): partial(_Change, stream, True)}
-            unpatched(self.suspect, self._base, self.read, {name: partial(_attending, keep), **entered})
+            with suppress(_Seen):
+                unpatched(self.suspect, self._base, self.read, {name: partial(_attending, keep), **entered})
         return {name: partial(_attending, change)}
 
     def _put(self, own: Tensor, *, given: Tensor, heads: int, head: int) -> Tensor:
@@ -119,8 +123,14 @@ class IndependentCell:
     def _seen(self, ids: Sequence[int], site: Site) -> Float[Tensor, "1 pos d"]:
         """What the site puts out in an unpatched run."""
         seen: list[Tensor] = []
+
+        def keep(value: Tensor) -> None:
+            seen.append(value)
+            raise _Seen
+
         name, entering = self._module(site)
-        unpatched(self.suspect, ids, self.read, {name: (watch_input if entering else watch_output)(seen.append)})
+        with suppress(_Seen):
+            unpatched(self.suspect, ids, self.read, {name: (watch_input if entering else watch_output)(keep)})
         return seen[0]
 
     def _module(self, site: Site) -> tuple[str, bool]:
@@ -163,6 +173,10 @@ def _attending(change: Callable[..., Tensor], module: nn.Module) -> nn.Module:
 
     out.__dict__["attend"] = attend
     return out
+
+
+class _Seen(Exception):
+    """Thrown from inside a run whose purpose is served, so that the rest is not computed."""
 
 
 class _Change(StandIn):

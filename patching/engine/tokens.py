@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .attention import CannotSplit
@@ -27,6 +27,10 @@ class Tokens:
 
     def __getitem__(self, which: Tensor) -> Tokens:
         return Tokens(self.cell[which], self.row[which], self.column[which])
+
+    def of(self, value: Float[Tensor, "row column d"]) -> Float[Tensor, "token d"]:
+        """What each token has in the base run."""
+        return value.flatten(0, 1).index_select(0, self.row * value.shape[1] + self.column)
 
     def __add__(self, other: Tokens) -> Tokens:
         both = ((self.cell, other.cell), (self.row, other.row), (self.column, other.column))

@@ -130,7 +130,7 @@ class Wavefront:
             enter = self.patches.of if within else self._entering
             patched, given, where = enter(layer, cells, joining)
             added, unpatched = self._carried(cells[joining], layer, joining)
-            running, q = tokens + added, self.run.kept["q"][layer][added.row, added.column]
+            running, q = tokens + added, added.of(self.run.kept["q"][layer])
             if not within:  # only the patched columns of a cell that joins have other queries, keys and values
                 unpatched[where] = given
                 asked, stream = tokens + patched, torch.cat([hidden, given])
@@ -150,6 +150,7 @@ class Wavefront:
             self._patch_memory(memory, present, cells, patched, given)
         if layer == self.n_layers - 1:
             read = self.reads[running.column]
+            read = read.nonzero()[:, 0]
             running, local, hidden, q = running[read], local[read], hidden[read], q[read]
         z = self._z(layer, q, local, running.column, rows, memory)
         call = self._call(layer, running)
@@ -170,21 +171,21 @@ class Wavefront:
         elif self.site == "attn_out":
             after = self._after_attention(layer, patched, attn_out=given)
         elif self.site == "mlp_out":
-            attn_out = self.run.kept["attn_out"][layer][patched.row, patched.column]
+            attn_out = patched.of(self.run.kept["attn_out"][layer])
             after = self._after_attention(layer, patched, attn_out=attn_out, mlp_out=given)
         else:
             after = self._after_attention(layer, patched, z=self._patched_z(layer, cells, patched, given))
         return patched, after, where
 
     def _after_attention(self, layer: int, tokens: Tokens, **given: Tensor) -> Float[Tensor, "token d_model"]:
-        hidden = self.run.kept["resid_pre"][layer][tokens.row, tokens.column]
+        hidden = tokens.of(self.run.kept["resid_pre"][layer])
         return self.split.run_after_attention(layer, hidden, self._call(layer, tokens), **given)
 
     def _patched_z(self, layer: int, cells: Cells, tokens: Tokens, given: Tensor) -> Float[Tensor, "token d"]:
         """`z` of the patched tokens, where the site changes it there alone."""
         part = "q" if self.site == "q" else "z"
         own = self.patches.with_head(
-            self.run.kept[part][layer][tokens.row, tokens.column], given, cells.head[tokens.cell]
+            tokens.of(self.run.kept[part][layer]), given, cells.head[tokens.cell]
         )
         if self.site != "q":
             return own
@@ -224,7 +225,7 @@ class Wavefront:
 
     def _base(self, name: str, layer: int, rows: Int[Tensor, "cell"]) -> Float[Tensor, "cell column d"]:
         """A copy of the base run's keys or values for every cell."""
-        return self.run.kept[name][layer][:, : self.end][rows]
+        return self.run.kept[name][layer][:, : self.end].index_select(0, rows)
 
     def _carried(
         self, cells: Cells, layer: int, index: Int[Tensor, "cell"]
@@ -232,7 +233,7 @@ class Wavefront:
         """The cells' tokens from their patch on, with the base run's residual stream before `layer`."""
         owner, column = ragged(cells.start, self.end - cells.start)
         tokens = Tokens(index[owner], cells.row[owner], column)
-        return tokens, self.run.kept["resid_pre"][layer][tokens.row, tokens.column]
+        return tokens, tokens.of(self.run.kept["resid_pre"][layer])
 
     def _call(self, layer: int, tokens: Tokens) -> Call:
         return packed(self.run.calls[layer], tokens, len(self.reads))
