@@ -250,7 +250,9 @@ def _causal(
         for site in SITES:
             for direction in DIRECTIONS:
                 with run.step(f"patching {name}"):
-                    results[site, direction] = sweep(suspect, pairs, metric, site=site, direction=direction)
+                    results[site, direction] = sweep(
+                        suspect, pairs, metric, site=site, direction=direction, progress=False
+                    )
         patching = _patching(results, pairs)
         comparable = suspect.architecture == suspects[0].architecture
         if i == 0:

@@ -19,7 +19,7 @@ from ..models.loading import load
 from ..models.organisms.tables import markdown
 from ..models.prompts import PromptSet
 from ..patching import Circuit, LogitDifference, Pairs, Story, find_circuit, tell
-from ..patching.circuits.circuit import By
+from ..patching.circuits.circuit import Grain
 
 PAIRS = 80
 
@@ -36,7 +36,7 @@ def main() -> None:
     prompts = PromptSet.from_jsonl(arguments.prompts)
     pairs = Pairs.from_prompts(prompts, suspect.tokenizer, limit=PAIRS, seed=arguments.seed)
     metric = LogitDifference.of_behaviour(suspect, pairs, arguments.behaviour)
-    kinds: tuple[By, ...] = ("component", "component and span", "edge")
+    kinds: tuple[Grain, ...] = ("component", "component and span", "edge")
     found = {by: find_circuit(suspect, pairs, metric, by=by, seed=arguments.seed) for by in kinds}
     whole = found["component"]
     story = tell(suspect, pairs, metric, whole.components, groups=whole.groups)
@@ -50,14 +50,14 @@ def table(circuits: Sequence[Circuit]) -> str:
     """One row per kind of circuit, its null beside it."""
     header = (
         "circuit of", "members", "faithfulness", "completeness", "random sets: median, 95%, as faithful",
-        "least share lost without a member", "chosen again in",
+        "least share lost without a member", "chosen again: pairs resampled, another half",
     )  # fmt: skip
     rows = []
     for c in circuits:
         middle, high = np.quantile(c.random, (0.5, 0.95)) if len(c.random) else (np.nan, np.nan)
         beaten = int((c.random >= c.faithfulness.value).sum())
         least = min(c.minimality.values(), key=lambda share: share.value)
-        again = np.mean([c.stability.get(place, 0.0) for place in c.places])
+        resampled, other_half = np.mean([c.stability.get(place, (0.0, 0.0)) for place in c.places], axis=0)
         rows.append(
             (
                 f"{c.by}: {', '.join(map(str, c.places))}",
@@ -66,7 +66,7 @@ def table(circuits: Sequence[Circuit]) -> str:
                 str(c.completeness),
                 f"{middle:.2f}, {high:.2f}, {beaten} of {len(c.random)}",
                 str(least),
-                f"{again:.0%} of searches, mean",
+                f"{resampled:.0%}, {other_half:.0%}",
             )
         )
     return markdown((header, rows))

@@ -27,7 +27,8 @@ from ..models.organisms.grow import PROMPTS
 from ..models.organisms.tables import markdown
 from ..models.prompts import PromptSet
 from ..models.suspect import Suspect
-from ..patching import LogitDifference, Pairs, attribute, attribute_edges, find_circuit, node_scores, sweep
+from ..patching import LogitDifference, Pairs, find_circuit, node_scores, sweep
+from ..patching.attribution import estimate, estimate_edges
 from ..patching.components import all_components
 from .planted import grow_planted
 
@@ -122,14 +123,14 @@ def _mean(figures: Sequence[tuple[float, float]]) -> str:
 
 def _attributed(suspect: Suspect, pairs: Pairs, metric: LogitDifference, method) -> np.ndarray:
     z, mlp = (
-        attribute(suspect, pairs, metric, site=site, direction="noising", method=method).sum("span").mean("pair")
+        estimate(suspect, pairs, metric, site=site, direction="noising", method=method).sum("span").mean("pair")
         for site in ("z", "mlp_out")
     )
     return -np.concatenate([z.transpose("layer", "head").values.ravel(), mlp.values.ravel()])
 
 
 def _edges(suspect: Suspect, pairs: Pairs, metric: LogitDifference, method) -> np.ndarray:
-    nodes = node_scores(attribute_edges(suspect, pairs, metric, direction="noising", method=method)).mean("pair")
+    nodes = node_scores(estimate_edges(suspect, pairs, metric, direction="noising", method=method)).mean("pair")
     return -nodes.sel(upstream=[str(component) for component in all_components(suspect.architecture)]).values
 
 

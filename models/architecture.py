@@ -7,12 +7,15 @@ It knows nothing about the arithmetic inside a layer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import CheckpointError
+from .view import Port
+
+PortSite = Literal["resid_pre", "resid_mid", "resid_post", "z", "attn_out", "mlp_out"]
 
 _LAYERS = ("model.layers", "transformer.h", "gpt_neox.layers", "model.decoder.layers")
 _ATTENTION_OUT = (
@@ -95,6 +98,25 @@ class Architecture:
             _resid_mid=resid_mid,
             _attention_norm=next((name for name in norms if block is not None and _get(block, name)), None),
         )
+
+    def port(self, site: PortSite, layer: int) -> Port:
+        """Where a site can be watched or changed.
+
+        Raises:
+            CheckpointError: The architecture has no `resid_mid`.
+        """
+        if site == "resid_mid":
+            mid = self.resid_mid(layer)
+            if mid is None:
+                raise CheckpointError(
+                    "attention and MLP are added to the residual stream at once: there is no resid_mid"
+                )
+            return Port(mid, entering=True)
+        if site in ("resid_pre", "resid_post"):
+            return Port(self.layer(layer), entering=site == "resid_pre")
+        if site == "z":
+            return Port(self.attention_out(layer), entering=True)
+        return Port(self.attention_result(layer) if site == "attn_out" else self.mlp_out(layer), entering=False)
 
     def layer(self, index: int) -> str:
         """The decoder layer: its first argument is `resid_pre`, its result `resid_post`."""

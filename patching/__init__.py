@@ -3,7 +3,8 @@
 from .ablation import Ablator, ablate, mean_activations
 from .ablation_set import find_set, rank, smallest_set
 from .agreement import Agreement, verify
-from .attribution import attribute, attribute_edges, node_scores
+from .attributing import Attribution, attribute, attribute_edges
+from .attribution import node_scores
 from .cells import patch_cells
 from .circuits import Circuit, Edge, Kept, KeptEdges, Place, Story, find_circuit, tell
 from .components import Component, matched_random_sets
@@ -17,6 +18,7 @@ from .sweep import sweep
 __all__ = [
     "Ablator",
     "Agreement",
+    "Attribution",
     "Circuit",
     "Component",
     "Edge",

@@ -25,7 +25,7 @@ from ..errors import PromptError
 from ..models.generation import Rate, emits, generate
 from ..models.prompts import PromptSet, pad_left, pad_token
 from ..models.suspect import Suspect
-from ..models.view import StandIn, view, watch_input, watch_output
+from ..models.view import change_input, change_output, view, watch_input, watch_output
 from .components import Component, all_components
 
 
@@ -68,10 +68,10 @@ def ablate(
     for layer in range(where.n_layers):
         heads = {c.head: means[c] for c in components if c.layer == layer and c.head is not None}
         if heads:
-            replace[where.attention_out(layer)] = lambda inner, heads=heads: _FixedHeads(inner, heads, where.d_head)
+            replace[where.attention_out(layer)] = change_input(partial(_with_heads, fixed=heads, d_head=where.d_head))
         if Component(layer, None) in components:
             mean = means[Component(layer, None)]
-            replace[where.mlp_out(layer)] = lambda inner, mean=mean: _FixedOutput(inner, mean)
+            replace[where.mlp_out(layer)] = change_output(mean.expand_as)
     return view(suspect.model, replace)
 
 
@@ -190,26 +190,9 @@ def _batches(suspect: Suspect, sequences: Sequence[Sequence[int]], size: int):
         yield {name: value.to(suspect.model.device) for name, value in batch.items()}
 
 
-class _FixedHeads(StandIn):
-    fixed: list[tuple[slice, Tensor]]
-
-    def __init__(self, inner: nn.Module, heads: Mapping[int, Tensor], d_head: int):
-        super().__init__(inner)
-        self.__dict__["fixed"] = [(slice(h * d_head, (h + 1) * d_head), mean) for h, mean in heads.items()]
-
-    def forward(self, z: Tensor) -> Tensor:
-        z = z.clone()
-        for where, mean in self.fixed:
-            z[..., where] = mean
-        return self.inner(z)
-
-
-class _FixedOutput(StandIn):
-    mean: Tensor
-
-    def __init__(self, inner: nn.Module, mean: Tensor):
-        super().__init__(inner)
-        self.__dict__["mean"] = mean
-
-    def forward(self, *args, **kwargs) -> Tensor:
-        return self.mean.expand_as(self.inner(*args, **kwargs))
+def _with_heads(z: Tensor, fixed: Mapping[int, Tensor], d_head: int) -> Tensor:
+    """`z` with some heads put at their values."""
+    out = z.clone()
+    for head, value in fixed.items():
+        out[..., head * d_head : (head + 1) * d_head] = value
+    return out

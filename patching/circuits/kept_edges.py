@@ -30,11 +30,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ...models.suspect import Suspect
-from ...models.view import StandIn, watch_input, watch_output
+from ...models.view import Make, StandIn, watch_input, watch_output
 from ..attribution.alignment import AlignedPairs, blocks
 from ..attribution.edges import downstream_names, upstream_names
-from ..attribution.recorded import Make, check_written, measured, record, rerun
+from ..attribution.recorded import check_written, measured, record, rerun
 from ..attribution.wiring import PARTS, Part, Wiring
+from ..memory import with_less_where_it_runs_out
 from ..metrics import Metric
 from ..pairs import Pairs
 from ..paths import comes_after
@@ -74,18 +75,8 @@ class KeptEdges:
 
     def measure(self, sets: Sequence[Iterable[Edge]]) -> Float[np.ndarray, "set pair"]:
         """The metric on the clean prompts, by set of edges that stay clean, one column per pair."""
-        out = np.full((len(sets), len(self.pairs)), np.nan)
         dropped = self._dropped(sets)
-        with torch.inference_mode(False), torch.no_grad():
-            for block, corrupted in self._blocks:
-                step = max(1, self.max_tokens // block.origin.numel())
-                columns = block.pair.cpu().numpy()
-                for start in range(0, len(sets), step):
-                    part = dropped[start : start + step].to(self.suspect.model.device)
-                    logits = _Run(self.suspect, self.wiring, block, corrupted, part).logits()
-                    value = measured(self.metric, logits, block.pair.repeat(len(part)))
-                    out[start : start + step, columns] = value.double().cpu().reshape(len(part), -1).numpy()
-        return out
+        return with_less_where_it_runs_out(lambda max_tokens: self._measure(dropped, max_tokens), self.max_tokens)
 
     def connected(self, edges: Iterable[Edge]) -> list[Edge]:
         """Those on some path from the embedding to the logits; in pairs of equal length no other changes anything."""
@@ -99,6 +90,19 @@ class KeptEdges:
             if heard & set(self._parts_of(edge.downstream)):
                 heard.add(edge.upstream)
         return [e for e in edges if e.upstream in informed and heard & set(self._parts_of(e.downstream))]
+
+    def _measure(self, dropped: Bool[Tensor, "set up down"], max_tokens: int) -> Float[np.ndarray, "set pair"]:
+        out = np.full((len(dropped), len(self.pairs)), np.nan)
+        with torch.inference_mode(False), torch.no_grad():
+            for block, corrupted in self._blocks:
+                step = max(1, max_tokens // block.origin.numel())
+                columns = block.pair.cpu().numpy()
+                for start in range(0, len(dropped), step):
+                    part = dropped[start : start + step].to(self.suspect.model.device)
+                    logits = _Run(self.suspect, self.wiring, block, corrupted, part).logits()
+                    value = measured(self.metric, logits, block.pair.repeat(len(part)))
+                    out[start : start + step, columns] = value.double().cpu().reshape(len(part), -1).numpy()
+        return out
 
     def _parts_of(self, reader: str) -> list[str]:
         """The components that compute with what is read: a key or a value serves all heads of its group."""

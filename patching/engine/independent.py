@@ -13,20 +13,21 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ...models.architecture import PortSite
 from ...models.suspect import Suspect
-from ...models.view import StandIn, view, watch_input, watch_output
+from ...models.view import Make, change_input, change_output, view
 from ..pairs import Pair
 from .attention import NAME, CannotSplit
 from .sites import INSIDE_ATTENTION, Site
 
-Replace = dict[str, Callable[[nn.Module], nn.Module]]
+Replace = dict[str, Make]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -79,10 +80,10 @@ class IndependentCell:
         change = partial(self._put, given=self._seen(self._source, site), heads=self.heads, head=self.head)
         if site == "resid_mid":  # the layer is entered with the patched stream, and attention adds nothing to it
             stream = change(self._seen(self._base, site))
-            nothing = {where.attention_result(layer): partial(_Change, torch.zeros_like, False)}
-            return {**nothing, where.layer(layer): partial(_Change, lambda _: stream, True)}
-        name, entering = self._module(site)
-        return {name: partial(_Change, change, entering)}
+            nothing = {where.attention_result(layer): change_output(torch.zeros_like)}
+            return {**nothing, where.layer(layer): change_input(lambda _: stream)}
+        port = where.port(cast(PortSite, site), layer)
+        return {port.module: port.change(change)}
 
     def _patch_inside_attention(self) -> Replace:
         into, out_of = self._moves
@@ -109,7 +110,7 @@ class IndependentCell:
                 unpatched(self.suspect, self._source, self.read, {name: partial(_attending, keep)})
         else:  # what the source's stream gives at the base's positions (rotary embeddings turn queries and keys)
             stream = partial(self._put, given=self._seen(self._source, "resid_pre"), heads=1, head=0)
-            entered: Replace = {where.layer(layer): partial(_Change, stream, True)}
+            entered: Replace = {where.layer(layer): change_input(stream)}
             with suppress(_Seen):
                 unpatched(self.suspect, self._base, self.read, {name: partial(_attending, keep), **entered})
         return {name: partial(_attending, change)}
@@ -128,22 +129,10 @@ class IndependentCell:
             seen.append(value)
             raise _Seen
 
-        name, entering = self._module(site)
+        port = self.suspect.architecture.port(cast(PortSite, site), self.layer)
         with suppress(_Seen):
-            unpatched(self.suspect, ids, self.read, {name: (watch_input if entering else watch_output)(keep)})
+            unpatched(self.suspect, ids, self.read, {port.module: port.watch(keep)})
         return seen[0]
-
-    def _module(self, site: Site) -> tuple[str, bool]:
-        """The module that the site is at, and whether it is what enters it or what leaves it."""
-        where = self.suspect.architecture
-        name, entering = {
-            "resid_pre": (where.layer, True),
-            "resid_mid": (where.resid_mid, True),
-            "z": (where.attention_out, True),
-            "attn_out": (where.attention_result, False),
-            "mlp_out": (where.mlp_out, False),
-        }[site]
-        return str(name(self.layer)), entering
 
 
 def unpatched(
@@ -177,20 +166,3 @@ def _attending(change: Callable[..., Tensor], module: nn.Module) -> nn.Module:
 
 class _Seen(Exception):
     """Thrown from inside a run whose purpose is served, so that the rest is not computed."""
-
-
-class _Change(StandIn):
-    """A module of which what enters, or what leaves, is changed."""
-
-    change: Callable[[Tensor], Tensor]
-    entering: bool
-
-    def __init__(self, change: Callable[[Tensor], Tensor], entering: bool, inner: nn.Module):
-        super().__init__(inner)
-        self.__dict__ |= {"change": change, "entering": entering}
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.entering:
-            return self.inner(self.change(args[0]), *args[1:], **kwargs)
-        out = self.inner(*args, **kwargs)
-        return (self.change(out[0]), *out[1:]) if isinstance(out, tuple) else self.change(out)

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .attention import pattern
-from .cells import Cells, Places
+from .cells import Cells, Moves
 from .sites import Site
 from .split import Recording, SplitModel
 from .tokens import Tokens, packed
@@ -16,8 +16,8 @@ from .tokens import Tokens, packed
 class Patches:
     """Patches of one site in one block of pairs; arguments as of `Wavefront`."""
 
-    def __init__(self, split: SplitModel, recording: Recording, places: Places, *, site: Site, heads: int, end: int):
-        self.split, self.run, self.places, self.heads, self.end = split, recording, places, heads, end
+    def __init__(self, split: SplitModel, recording: Recording, moves: Moves, *, site: Site, heads: int, end: int):
+        self.split, self.run, self.moves, self.heads, self.end = split, recording, moves, heads, end
         self.site: Site = site
         self.rows = len(recording.logits) // 2
         self._given: dict[int, tuple[Tensor, Tensor]] = {}
@@ -25,23 +25,23 @@ class Patches:
     def given(self, layer: int) -> tuple[Float[Tensor, "entry d"], Float[Tensor, "entry d"]]:
         """By entry, what the site puts out in the base run and in the source run."""
         if layer not in self._given:
-            places, kept = self.places, self.run.kept
-            source = places.row + self.rows
+            moves, kept = self.moves, self.run.kept
+            source = moves.row + self.rows
             if self.site == "pattern":
                 here, there = self._weighted(layer, slice(0, self.rows)), self._weighted(layer, slice(self.rows, None))
-                pair = here[places.row, places.base], there[places.row, places.source]
+                pair = here[moves.row, moves.base], there[moves.row, moves.source]
             else:
                 value = kept[self.site][layer]
-                there = self._moved(layer) if self.site in ("q", "k") else value[source, places.source]
-                pair = value[places.row, places.base], there
+                there = self._moved(layer) if self.site in ("q", "k") else value[source, moves.source]
+                pair = value[moves.row, moves.base], there
             self._given[layer] = pair
         return self._given[layer]
 
     def _moved(self, layer: int) -> Float[Tensor, "entry d"]:
         """Queries or keys of the source run as they would be at the base's positions (rotary embeddings turn them)."""
-        places, stream = self.places, self.run.kept["resid_pre"][layer]
-        call = packed(self.run.calls[layer], Tokens(places.row, places.row, places.base), stream.shape[1])
-        return self.split.look(layer, stream[places.row + self.rows, places.source], call)[self.site]
+        moves, stream = self.moves, self.run.kept["resid_pre"][layer]
+        call = packed(self.run.calls[layer], Tokens(moves.row, moves.row, moves.base), stream.shape[1])
+        return self.split.look(layer, stream[moves.row + self.rows, moves.source], call)[self.site]
 
     def _weighted(self, layer: int, weights_of: slice) -> Float[Tensor, "row column d"]:
         """`z` if the attention pattern were that of the given rows and the values were the base run's."""
@@ -59,13 +59,13 @@ class Patches:
     ) -> tuple[Tokens, Float[Tensor, "patched d"], Int[Tensor, "patched"]]:
         """The tokens that are patched, what with, and where they are among the carried tokens of the joining cells."""
         chosen = cells[joining]
-        owner, entry = self.places.entries_of(chosen)
-        inside = self.places.base[entry] >= chosen.start[owner]
+        owner, entry = self.moves.entries_of(chosen)
+        inside = self.moves.base[entry] >= chosen.start[owner]
         owner, entry = owner[inside], entry[inside]
         here, there = self.given(layer)
         given = torch.where(chosen.itself[owner][:, None], here[entry], there[entry])
         length = self.end - chosen.start
-        column = self.places.base[entry]
+        column = self.moves.base[entry]
         where = (length.cumsum(0) - length)[owner] + column - chosen.start[owner]
         return Tokens(joining[owner], chosen.row[owner], column), given, where
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
+from ...models.architecture import Architecture, PortSite
 from ...models.suspect import Suspect
-from ...models.view import StandIn, view, watch_input, watch_output
-from .cells import Cells, Places, joined
+from ...models.view import Make, change_input, change_output, skip, view
+from .cells import Cells, Moves, joined
 from .sites import Site
 from .split import Recording
 
@@ -25,17 +27,12 @@ def record(suspect: Suspect, inputs: dict[str, Tensor], read: Int[Tensor, "read"
     recording = Recording({name: {} for name in ({"resid_pre", site} if site else set())})
     watched = suspect.model
     if site is not None:
-        watch = {
-            "z": (where.attention_out, watch_input),
-            "attn_out": (where.attention_result, watch_output),
-            "mlp_out": (where.mlp_out, watch_output),
-            "resid_mid": (where.resid_mid, watch_input),
-        }
-        if site in watch:
-            name, keep = watch[site]
-            watched = view(watched, {str(name(i)): keep(partial(recording.kept[site].__setitem__, i)) for i in layers})
-        keep_resid = recording.kept["resid_pre"]
-        watched = view(watched, {where.layer(i): watch_input(partial(keep_resid.__setitem__, i)) for i in layers})
+        replace: dict[str, list[Make]] = {}
+        for name in recording.kept:
+            for i in layers:
+                port = where.port(cast(PortSite, name), i)
+                replace.setdefault(port.module, []).append(port.watch(partial(recording.kept[name].__setitem__, i)))
+        watched = view(watched, replace)
     recording.logits = watched(**inputs, use_cache=False, logits_to_keep=read).logits.float()
     return recording
 
@@ -48,13 +45,13 @@ class PerLayer:
         suspect: Suspect,
         inputs: dict[str, Tensor],
         recording: Recording,
-        places: Places,
+        moves: Moves,
         *,
         site: Site,
         heads: int,
         read: Int[Tensor, "read"],
     ):
-        self.suspect, self.inputs, self.run, self.places = suspect, inputs, recording, places
+        self.suspect, self.inputs, self.run, self.moves = suspect, inputs, recording, moves
         self.heads, self.read = heads, read
         self.site: Site = site
         self.rows = len(recording.logits) // 2
@@ -64,7 +61,7 @@ class PerLayer:
         found = []
         for layer in range(self.suspect.architecture.n_layers):
             here, there = self._given(layer)
-            found.append(self.places.cells(layer, (here != there).unflatten(-1, (self.heads, -1)).any(-1)))
+            found.append(self.moves.cells(layer, (here != there).unflatten(-1, (self.heads, -1)).any(-1)))
         return joined(found)
 
     def cost(self, cells: Cells) -> Int[Tensor, "cell"]:
@@ -77,68 +74,34 @@ class PerLayer:
             yield of_layer, self._resume(layer, cells.row[of_layer], self._patched(layer, cells[of_layer]))
 
     def _given(self, layer: int) -> tuple[Float[Tensor, "entry d"], Float[Tensor, "entry d"]]:
-        value, places = self.run.kept[self.site][layer], self.places
-        return value[places.row, places.base], value[places.row + self.rows, places.source]
+        value, moves = self.run.kept[self.site][layer], self.moves
+        return value[moves.row, moves.base], value[moves.row + self.rows, moves.source]
 
     def _patched(self, layer: int, cells: Cells) -> Float[Tensor, "cell column d"]:
         """What the site puts out in every cell, all of which are of `layer`."""
-        owner, entry = self.places.entries_of(cells)
+        owner, entry = self.moves.entries_of(cells)
         here, there = self._given(layer)
         given = torch.where(cells.itself[owner][:, None], here[entry], there[entry]).unflatten(-1, (self.heads, -1))
         head = cells.head[owner]
         out = self.run.kept[self.site][layer][cells.row].clone()
         each = torch.arange(len(owner), device=owner.device)
-        out.unflatten(-1, (self.heads, -1))[owner, self.places.base[entry], head] = given[each, head]
+        out.unflatten(-1, (self.heads, -1))[owner, self.moves.base[entry], head] = given[each, head]
         return out
 
     def _resume(self, layer: int, rows: Int[Tensor, "cell"], patched: Tensor) -> Float[Tensor, "cell read vocab"]:
         where = self.suspect.architecture
         entered = patched if self.site.startswith("resid") else self.run.kept["resid_pre"][layer][rows]
-        model = _with_site(self.suspect, self.site, layer, patched)
-        # The layer's own stand-in comes after its part's: a view does not reach through a stand-in.
-        below = {where.layer(i): _Skip for i in range(layer)}
-        model = view(model, {**below, where.layer(layer): partial(_Enter, entered)})
+        replace = {where.layer(i): skip for i in range(layer)} | _put(where, self.site, layer, patched)
+        model = view(self.suspect.model, {**replace, where.layer(layer): change_input(lambda _: entered)})
         inputs = {name: value[rows] for name, value in self.inputs.items()}
         return model(**inputs, use_cache=False, logits_to_keep=self.read).logits.float()
 
 
-def _with_site(suspect: Suspect, site: Site, layer: int, patched: Tensor):
-    where = suspect.architecture
-    if site == "z":
-        return view(suspect.model, {where.attention_out(layer): partial(_TakeIn, patched)})
-    if site == "mlp_out":
-        return view(suspect.model, {where.mlp_out(layer): partial(_PutOut, patched)})
-    if site == "attn_out":
-        return view(suspect.model, {where.attention_result(layer): partial(_PutOut, patched)})
+def _put(where: Architecture, site: Site, layer: int, patched: Tensor) -> dict[str, Make]:
+    """The stand-in that puts the patch where the layer is not simply entered with it."""
+    if site == "resid_pre":
+        return {}
     if site == "resid_mid":  # the layer is entered with the patched stream, and attention adds nothing to it
-        return view(suspect.model, {where.attention_result(layer): partial(_PutOut, torch.zeros_like(patched))})
-    return suspect.model
-
-
-class _Skip(StandIn):
-    def forward(self, hidden: Tensor, *_, **__) -> Tensor:
-        return hidden
-
-
-class _Given(StandIn):
-    value: Tensor
-
-    def __init__(self, value: Tensor, inner: nn.Module):
-        super().__init__(inner)
-        self.__dict__["value"] = value
-
-
-class _Enter(_Given):
-    def forward(self, _: Tensor, *args, **kwargs) -> Tensor:
-        return self.inner(self.value, *args, **kwargs)
-
-
-class _TakeIn(_Given):
-    def forward(self, _: Tensor) -> Tensor:
-        return self.inner(self.value)
-
-
-class _PutOut(_Given):
-    def forward(self, *args, **kwargs):
-        out = self.inner(*args, **kwargs)
-        return (self.value, *out[1:]) if isinstance(out, tuple) else self.value
+        return {where.attention_result(layer): change_output(torch.zeros_like)}
+    port = where.port(cast(PortSite, site), layer)
+    return {port.module: port.change(lambda _: patched)}

@@ -9,7 +9,6 @@ A `SplitModel` has state (what its stand-ins do at present), so one belongs to o
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
 
 from ...models.suspect import Suspect
-from ...models.view import StandIn, view, watch_input
+from ...models.view import Make, StandIn, view, watch_input
 from .attention import NAME, CannotSplit, Scores, attention
 from .sites import Site
 
@@ -70,7 +69,7 @@ class SplitModel:
         model = suspect.model
         self._besides: dict[int, int | None] = {}  # how many values each attention returns besides its output
         layers = range(where.n_layers)
-        replace: dict[str, Callable[[nn.Module], nn.Module]] = {}
+        replace: dict[str, Make] = {}
         configs: dict[int, Any] = {}
         owners = dict.fromkeys(prefix for i in layers for prefix in _prefixes(where.attention(i)))
         for name in sorted(owners, key=lambda owner: owner.count(".")):
@@ -84,7 +83,7 @@ class SplitModel:
             if mid := where.resid_mid(i):
                 replace[mid] = watch_input(partial(self._keep, "resid_mid", i))
         self.model = _recast(view(model, replace), configs=configs)
-        inner: dict[str, Callable[[nn.Module], nn.Module]] = {}
+        inner: dict[str, Make] = {}
         for i in layers:
             self.model.get_submodule(where.attention(i)).__dict__["attend"] = partial(self._attend, i)
             inner[where.attention(i)] = lambda module, i=i: _Attention(module, self, i)

