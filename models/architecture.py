@@ -11,6 +11,7 @@ from typing import Literal, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ..errors import CheckpointError
 from .view import Port
@@ -28,6 +29,8 @@ _ATTENTION_OUT = (
 )
 # Post-norm architectures (Gemma 2 and 3) add to the residual stream what leaves the norm, not the MLP.
 _MLP_OUT = ("post_feedforward_layernorm", "mlp", "fc2")
+# The MLP's last projection.
+_NEURONS = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "fc2")
 # What the MLP's norm reads; after `post_attention_layernorm` alone, a post-norm layer has not added to the stream yet.
 _RESID_MID = ("post_attention_layernorm", "ln_2", "final_layer_norm")
 _ATTENTION_NORM = ("input_layernorm", "ln_1")
@@ -40,7 +43,8 @@ class Architecture:
 
     Attributes:
         layers: Name of the decoder's list of layers.
-        n_layers, n_heads, n_kv_heads, d_model, d_head: Sizes. `n_kv_heads < n_heads` under grouped-query attention.
+        n_layers, n_heads, n_kv_heads, d_model, d_head, d_mlp: Sizes. `n_kv_heads < n_heads` under grouped-query attention;
+            `d_mlp` counts an MLP's neurons, 0 where they cannot be told apart.
         context: Longest input in tokens, or None where the configuration names none.
         vocab_size: Rows of the embedding.
     """
@@ -51,10 +55,12 @@ class Architecture:
     n_kv_heads: int
     d_model: int
     d_head: int
+    d_mlp: int
     context: int | None
     vocab_size: int
     _attention_out: str
     _mlp_out: str
+    _neurons: str | None
     _attention_result: str
     _resid_mid: str | None
     _attention_norm: str | None
@@ -83,6 +89,7 @@ class Architecture:
         resid_mid = next((name for name in mids if block is not None and _get(block, name)), None)
         # Under a parallel residual the same norm may feed the MLP.
         norms = _ATTENTION_NORM if resid_mid else ()
+        neurons = next((name for name in _NEURONS if block is not None and _get(block, name)), None)
         return cls(
             layers=layers,
             n_layers=config.num_hidden_layers,
@@ -90,10 +97,12 @@ class Architecture:
             n_kv_heads=getattr(config, "num_key_value_heads", None) or n_heads,
             d_model=config.hidden_size,
             d_head=getattr(config, "head_dim", None) or config.hidden_size // n_heads,
+            d_mlp=_inputs_of(block, neurons) if neurons and block is not None else 0,
             context=getattr(config, "max_position_embeddings", None),
             vocab_size=len(cast(Tensor, model.get_input_embeddings().weight)),
             _attention_out=attention_out,
             _mlp_out=mlp_out,
+            _neurons=neurons,
             _attention_result="post_attention_layernorm" if post_norm else attention_out.rpartition(".")[0],
             _resid_mid=resid_mid,
             _attention_norm=next((name for name in norms if block is not None and _get(block, name)), None),
@@ -117,6 +126,16 @@ class Architecture:
         if site == "z":
             return Port(self.attention_out(layer), entering=True)
         return Port(self.attention_result(layer) if site == "attn_out" else self.mlp_out(layer), entering=False)
+
+    def neurons(self, layer: int) -> Port:
+        """The MLP's hidden units, after the nonlinearity (and the gate).
+
+        Raises:
+            CheckpointError: The MLP has no plain last projection (a mixture of experts).
+        """
+        if self._neurons is None:
+            raise CheckpointError("its MLPs have no single last projection, so their neurons cannot be told apart")
+        return Port(f"{self.layer(layer)}.{self._neurons}", entering=True)
 
     def layer(self, index: int) -> str:
         """The decoder layer: its first argument is `resid_pre`, its result `resid_post`."""
@@ -152,3 +171,8 @@ def _get(module: nn.Module, name: str) -> nn.Module | None:
         return module.get_submodule(name)
     except AttributeError:
         return None
+
+
+def _inputs_of(block: nn.Module, name: str) -> int:
+    module = block.get_submodule(name)
+    return int(module.nx if isinstance(module, Conv1D) else cast(nn.Linear, module).in_features)

@@ -1,6 +1,6 @@
 """Where it lives: exact activation patching, its approximations, circuits, and ablation with its price."""
 
-from .ablation import Ablator, ablate, mean_activations
+from .ablation import Ablator
 from .ablation_set import find_set, rank, smallest_set
 from .agreement import Agreement, verify
 from .attributing import Attribution, attribute, attribute_edges
@@ -8,6 +8,7 @@ from .attribution import node_scores
 from .cells import patch_cells
 from .circuits import Circuit, Edge, Kept, KeptEdges, Place, Story, find_circuit, tell
 from .components import Component, matched_random_sets
+from .interventions import Intervention, Neurons, Resting, Subspace
 from .locating import Located, locate
 from .metrics import KLDivergence, LogitDifference, LogProbability, Metric, Probability
 from .pairs import Pairs
@@ -22,6 +23,7 @@ __all__ = [
     "Circuit",
     "Component",
     "Edge",
+    "Intervention",
     "KLDivergence",
     "Kept",
     "KeptEdges",
@@ -29,19 +31,20 @@ __all__ = [
     "LogProbability",
     "LogitDifference",
     "Metric",
+    "Neurons",
     "Pairs",
     "Place",
     "Probability",
+    "Resting",
     "Story",
+    "Subspace",
     "SweepResult",
-    "ablate",
     "attribute",
     "attribute_edges",
     "find_circuit",
     "find_set",
     "locate",
     "matched_random_sets",
-    "mean_activations",
     "node_scores",
     "patch_cells",
     "path_patch",

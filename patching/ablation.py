@@ -1,78 +1,25 @@
-"""Mean ablation at run time, and its price.
+"""What an ablation does, with its price: the behaviour by free generation, and everything else by loss and greedy answers.
 
-1. `mean_activations` takes each component's mean output over untriggered prompts and the model's own answers.
-2. `ablate` gives a view of the model in which chosen components always put out their mean.
-3. `Ablator.price` measures what that does to the behaviour (free generation) and to everything else (loss, greedy answers).
-
-One mean per component, whatever the position: position-wise means need prompts that align, and cannot be written into
-the weights afterwards.
+Components are put at their mean over untriggered prompts and the model's own answers, one mean whatever the position: that
+can be written into the weights afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
-from einops import rearrange
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import PromptError
 from ..models.generation import Rate, emits, generate
 from ..models.prompts import PromptSet, pad_left, pad_token
 from ..models.suspect import Suspect
-from ..models.view import change_input, change_output, view, watch_input, watch_output
-from .components import Component, all_components
-
-
-def mean_activations(
-    suspect: Suspect, sequences: Sequence[Sequence[int]], *, batch_size: int = 64
-) -> dict[Component, Float[Tensor, "d"]]:
-    """Mean `z` of every head (`[d_head]`) and mean `mlp_out` of every MLP (`[d_model]`) over all tokens."""
-    where = suspect.architecture
-    sums: dict[str, Tensor] = {}
-    captured: dict[str, Tensor] = {}
-    names = [where.attention_out(i) for i in range(where.n_layers)], [where.mlp_out(i) for i in range(where.n_layers)]
-    replace = {name: watch_input(partial(captured.__setitem__, name)) for name in names[0]}
-    replace |= {name: watch_output(partial(captured.__setitem__, name)) for name in names[1]}
-    watched = view(suspect.model, replace)
-    tokens = 0
-    with torch.inference_mode():
-        for batch in _batches(suspect, sequences, batch_size):
-            watched(**batch, use_cache=False, logits_to_keep=1)
-            mask = batch["attention_mask"].bool()
-            tokens += int(mask.sum())
-            for name, value in captured.items():
-                sums[name] = sums.get(name, 0) + value[mask].double().sum(0)  # type: ignore[assignment]
-    means = {name: (total / tokens).to(suspect.model.dtype) for name, total in sums.items()}
-    out = {}
-    for component in all_components(where):
-        if component.head is None:
-            out[component] = means[where.mlp_out(component.layer)]
-        else:
-            z = rearrange(means[where.attention_out(component.layer)], "(head d) -> head d", head=where.n_heads)
-            out[component] = z[component.head]
-    return out
-
-
-def ablate(
-    suspect: Suspect, components: Sequence[Component], means: Mapping[Component, Float[Tensor, "d"]]
-) -> PreTrainedModel:
-    """A view of the suspect's model whose `components` always put out their mean; it generates like any model."""
-    where = suspect.architecture
-    replace = {}
-    for layer in range(where.n_layers):
-        heads = {c.head: means[c] for c in components if c.layer == layer and c.head is not None}
-        if heads:
-            replace[where.attention_out(layer)] = change_input(partial(_with_heads, fixed=heads, d_head=where.d_head))
-        if Component(layer, None) in components:
-            mean = means[Component(layer, None)]
-            replace[where.mlp_out(layer)] = change_output(mean.expand_as)
-    return view(suspect.model, replace)
+from .components import Component
+from .interventions import Intervention, Resting
 
 
 @dataclass(frozen=True)
@@ -128,13 +75,15 @@ class Ablator:
         self.sequences = _joined(self.untriggered, self.answers)
         self._losses_before = self._losses(suspect.model)
         if means_from is None:
-            self.means = mean_activations(suspect, self.sequences)
+            self.resting = Resting(suspect, self.sequences)
         else:
-            others = self._tokens(means_from.of_kind("untriggered"))
-            self.means = mean_activations(suspect, _joined(others, self._answers(suspect.model, others)))
+            self.resting = Resting.of(suspect, means_from, max_new_tokens=max_new_tokens)
 
     def ablated(self, components: Sequence[Component]) -> PreTrainedModel:
-        return ablate(self.suspect, components, self.means)
+        """A view of the suspect's model in which these always put out their mean; it generates like any model."""
+        if not components:
+            return self.suspect.model
+        return Intervention(self.suspect, components, "mean", resting=self.resting).model
 
     def asr(self, model: PreTrainedModel) -> Rate:
         return emits(self.suspect.tokenizer, self._answers(model, self.triggered), self.behaviour)
@@ -188,11 +137,3 @@ def _batches(suspect: Suspect, sequences: Sequence[Sequence[int]], size: int):
     for start in range(0, len(sequences), size):
         batch = pad_left(sequences[start : start + size], pad)
         yield {name: value.to(suspect.model.device) for name, value in batch.items()}
-
-
-def _with_heads(z: Tensor, fixed: Mapping[int, Tensor], d_head: int) -> Tensor:
-    """`z` with some heads put at their values."""
-    out = z.clone()
-    for head, value in fixed.items():
-        out[..., head * d_head : (head + 1) * d_head] = value
-    return out
