@@ -19,7 +19,7 @@ from ..models.loading import load
 from ..models.organisms.tables import markdown
 from ..models.prompts import PromptSet
 from ..patching import Circuit, LogitDifference, Pairs, Story, find_circuit, tell
-from ..patching.circuits.circuit import Grain
+from ..patching.circuits.saved import Grain
 
 PAIRS = 80
 

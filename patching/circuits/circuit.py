@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,15 +14,12 @@ import xarray as xr
 from jaxtyping import Float
 
 from ...models.interval import Interval
-from ...models.whole_folder import whole_file
 from ..components import Component
 from .places import AnyPlace
+from .saved import Grain, SavedCircuit, SavedPlace, SavedShare
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-# How finely a circuit is cut.
-Grain = Literal["component", "component and span", "edge"]
 
 _SHOWN = 24
 
@@ -40,6 +36,7 @@ class Circuit:
     """Places, or edges, whose clean values are enough for the behaviour. All metrics are of test pairs, `[pair]`.
 
     Attributes:
+        weights: The suspect's `weights_hash`.
         by: What its `places` are.
         n_places: How many there are in the model.
         target: Faithfulness that the search had to reach on its own pairs.
@@ -54,6 +51,7 @@ class Circuit:
     """
 
     suspect: str
+    weights: str
     by: Grain
     places: tuple[AnyPlace, ...]
     n_places: int
@@ -151,22 +149,24 @@ class Circuit:
             OutputError: The file cannot be written.
         """
         path = Path(path)
-        record = {
-            "suspect": self.suspect,
-            "metric": self.metric,
-            "seed": self.seed,
-            "target": self.target,
-            "by": self.by,
-            "pruned": self.pruned,
-            "reached": self.reached,
-            "places": [{**place.record(), "lost_without": share.value} for place, share in self.minimality.items()],
-            "n_places": self.n_places,
-            "faithfulness": vars(self.faithfulness),
-            "completeness": vars(self.completeness),
-            "random_faithfulness": self.random.tolist(),
-        }
-        with whole_file(path) as partial:
-            partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        SavedCircuit(
+            suspect=self.suspect,
+            weights=self.weights,
+            metric=self.metric,
+            seed=self.seed,
+            target=self.target,
+            by=self.by,
+            pruned=self.pruned,
+            reached=self.reached,
+            places=[
+                SavedPlace(**place.described, lost_without=share.value)  # type: ignore[arg-type]
+                for place, share in self.minimality.items()
+            ],
+            n_places=self.n_places,
+            faithfulness=SavedShare(**vars(self.faithfulness)),
+            completeness=SavedShare(**vars(self.completeness)),
+            random_faithfulness=self.random.tolist(),
+        ).write(path)
         return path
 
     def __repr__(self) -> str:

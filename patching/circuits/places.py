@@ -1,6 +1,6 @@
 """What circuits are made of: places (a component, at some positions) and edges (what one component says to one reader).
 
-Both know their `kind` (random sets are matched by it), the `components` that they belong to and what is saved of them.
+Both know their `kind` (random sets are matched by it), the `components` that they belong to and how they are `described`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Place:
     def components(self) -> tuple[Component, ...]:
         return (self.component,)
 
-    def record(self) -> dict[str, int | str | None]:
+    @property
+    def described(self) -> dict[str, int | str | None]:
         return {"layer": self.component.layer, "head": self.component.head, "span": self.span}
 
 
@@ -57,7 +58,8 @@ class Edge:
         layer, _, head = self.upstream.removeprefix("L").removesuffix("MLP").partition("H")
         return (Component(int(layer), int(head) if head else None),)
 
-    def record(self) -> dict[str, int | str | None]:
+    @property
+    def described(self) -> dict[str, int | str | None]:
         return {"upstream": self.upstream, "downstream": self.downstream}
 
 

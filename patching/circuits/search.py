@@ -30,12 +30,13 @@ from ..attribution.edges import estimate_edges
 from ..metrics import Metric
 from ..pairs import Pairs
 from ..progress import Progress, shown
-from .circuit import Circuit, Grain, Stability
+from .circuit import Circuit, Stability
 from .kept import Kept
 from .kept_edges import KeptEdges
 from .null import matched_sets, moved_circuits
 from .places import AnyPlace, Edge
 from .pruning import Keeps, Search
+from .saved import Grain
 
 
 def find_circuit(
@@ -117,6 +118,7 @@ def find_circuit(
         measured = search.measure([chosen, complement, *without, *null])[:, test]
     return Circuit(
         suspect=suspect.name,
+        weights=suspect.weights_hash,
         by=by,
         places=tuple(chosen),
         n_places=len(kept.places),

@@ -39,7 +39,7 @@ def some_pairs(n=20):
 
 
 class Named:
-    name = "suspect"
+    name, weights_hash = "suspect", "0123456789abcdef"
 
 
 def test_it_finds_the_places_that_carry_the_behaviour_and_nothing_else(additive):
@@ -158,7 +158,7 @@ def test_a_circuit_of_edges_is_saved_drawn_and_told(by_edges, tmp_path):
     suspect, pairs, found = by_edges
     record = json.loads(found.save(tmp_path / "circuit.json").read_text())
     assert record["by"] == "edge" and record["pruned"]
-    assert set(record["places"][0]) == {"upstream", "downstream", "lost_without"}
+    assert record["places"][0]["upstream"] == "embedding" and record["places"][0]["layer"] is None
     assert "edges kept clean" in found.plot().get_xlabel()
     assert "→" in repr(found) and "edges" in repr(found)
     assert list(tell(suspect, pairs, METRIC, found.components[:2]).components) == found.components[:2]
