@@ -112,7 +112,7 @@ class Architecture:
         """Where a site can be watched or changed.
 
         Raises:
-            CheckpointError: The architecture has no `resid_mid`.
+            CheckpointError: The architecture has no `resid_mid`, or its MLPs compute all prompts as one row of tokens (OPT).
         """
         if site == "resid_mid":
             mid = self.resid_mid(layer)
@@ -125,7 +125,14 @@ class Architecture:
             return Port(self.layer(layer), entering=site == "resid_pre")
         if site == "z":
             return Port(self.attention_out(layer), entering=True)
-        return Port(self.attention_result(layer) if site == "attn_out" else self.mlp_out(layer), entering=False)
+        if site == "attn_out":
+            return Port(self.attention_result(layer), entering=False)
+        if self._mlp_out == "fc2":
+            raise CheckpointError(
+                "its MLPs compute all prompts as one row of tokens, so what they put out cannot be told apart by prompt: "
+                "take heads, attn_out or resid_pre"
+            )
+        return Port(self.mlp_out(layer), entering=False)
 
     def neurons(self, layer: int) -> Port:
         """The MLP's hidden units, after the nonlinearity (and the gate).

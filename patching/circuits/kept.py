@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...models.prompts import pad_left, pad_token
 from ...models.suspect import Suspect
-from ...models.view import change_input, change_output, view, watch_input, watch_output
+from ...models.view import view
 from ..attribution.recorded import measured
 from ..components import all_components
 from ..engine import check
@@ -112,12 +112,13 @@ class Kept:
         replace = {}
         for layer in range(where.n_layers):
             z, mlp_out = self._corrupted[layer]
-            for name, change, corrupted, chosen in (
-                (where.attention_out(layer), change_input, z, put[:, layer, :-1]),
-                (where.mlp_out(layer), change_output, mlp_out, put[:, layer, -1:]),
+            for port, corrupted, chosen in (
+                (where.port("z", layer), z, put[:, layer, :-1]),
+                (where.port("mlp_out", layer), mlp_out, put[:, layer, -1:]),
             ):
                 if chosen.any():
-                    replace[name] = change(partial(_put, values=corrupted[pair[:, None], source], chosen=chosen))
+                    change = partial(_put, values=corrupted[pair[:, None], source], chosen=chosen)
+                    replace[port.module] = port.change(change)
         inputs = {key: value[pair] for key, value in self._clean.items()}
         with torch.inference_mode():
             logits = view(self.suspect.model, replace)(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
@@ -162,8 +163,8 @@ class Kept:
 
         replace = {}
         for layer in range(where.n_layers):
-            replace[where.attention_out(layer)] = watch_input(partial(keep, (layer, 0)))
-            replace[where.mlp_out(layer)] = watch_output(partial(keep, (layer, 1)))
+            for i, port in enumerate((where.port("z", layer), where.port("mlp_out", layer))):
+                replace[port.module] = port.watch(partial(keep, (layer, i)))
         watched = view(self.suspect.model, replace)
         step = max(1, self.max_tokens // self._longest)
         with torch.inference_mode():

