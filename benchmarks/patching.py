@@ -10,9 +10,9 @@ otherwise, so that nothing can be skipped. TransformerLens runs under `no_grad`,
 which is 7-22% faster; on sizes M and L, and in the headline, it is timed on an even sample of cells and scaled, as each
 of its cells costs the same whole run.
 
-*Floor* is the time that the fewest operations would take that any exact sweep needs (each block output that a patch
-changes and the metric depends on, once) at the speed that large matrix products reach on this machine; *of floor* is
-its share of our time. It can only be approached.
+*By operations* is how many times fewer operations of linear layers an exact sweep needs than one whole run per cell (see
+`Case.operations`); *of floor* is the share of our time that these would take at the speed that large matrix products reach on
+this machine. It can only be approached.
 """
 
 from __future__ import annotations
@@ -87,23 +87,45 @@ class Case:
         return pd.MultiIndex.from_product(axes.values(), names=list(axes)).to_frame(index=False)
 
     def operations(self, suspect: Suspect) -> tuple[float, float]:
-        """Floating point operations of one whole run per cell, and the fewest that an exact sweep needs."""
+        """Of linear layers: one whole run per cell, and the fewest that an exact sweep needs.
+
+        Fewest: each output of a linear layer that a patch changes and the metric depends on, once. In the layer where a patch
+        joins, the other columns' queries, keys and values are the base run's; in the last layer only keys and values are
+        needed but where the metric reads. What leaves the model is two logits.
+        """
         where, config = suspect.architecture, suspect.model.config
         width, depth = where.d_model, where.n_layers
         hidden = getattr(config, "intermediate_size", None) or 4 * width
-        mlp = 2 * (3 if hasattr(config, "intermediate_size") else 2) * width * hidden
-        block = 2 * (2 * width * where.n_heads + 2 * width * where.n_kv_heads) * where.d_head + mlp
-        later = self.tokens - self.first
-        upper, spans = depth * (depth - 1) / 2, later * (later + 1) / 2
+        one_head = 2 * width * where.d_head
+        kv, q = 2 * where.n_kv_heads * one_head, where.n_heads * one_head
+        after = (
+            q + 2 * (3 if hasattr(config, "intermediate_size") else 2) * width * hidden
+        )  # z's projection and the MLP
+        block, mlp = q + kv + after, after - q
         whole = self.tokens * (depth * block + 2 * width * where.vocab_size)
         naive = self.pairs * len(self.cells(suspect)) * whole
-        if self.site == "resid_pre":
-            least = depth * (depth + 1) / 2 * spans * block
-        elif self.by == "head":
-            least = where.n_heads * upper * later * block
-        else:
-            joining = depth * later * (mlp + 2 * where.d_head * width)
-            least = where.n_heads * (upper * spans * block + joining)
+
+        def above(layer: int, columns: int, changed: int) -> float:
+            """From a layer on, where `changed` of the columns that it has to run enter it changed."""
+            if layer == depth:
+                return 0.0
+            if layer == depth - 1:
+                return changed * kv + after + (q if changed == columns else 0)
+            return changed * (q + kv) + columns * after + above(layer + 1, columns, columns)
+
+        last = self.tokens if self.last is None else self.last
+        least = 0.0
+        for layer in range(depth):
+            for position in range(self.first, self.tokens):
+                columns = self.tokens - position
+                if self.site == "resid_pre" and (layer or position < last):
+                    least += above(layer, columns, 1)
+                elif self.by == "head and position" and (layer < depth - 1 or columns == 1):
+                    least += where.n_heads * (one_head + mlp + above(layer + 1, columns, 1))
+            if self.by == "head":
+                columns = self.tokens - self.first
+                patched = columns if layer < depth - 1 else 1
+                least += where.n_heads * (patched * (one_head + mlp) + above(layer + 1, columns, columns))
         return naive, self.pairs * least
 
 
@@ -191,7 +213,8 @@ def compare(suspect: Suspect, case: Case, repeats: int, speed: float, *, sampled
         names = {"pos": "span", "head": "head", "layer": "layer"}
         return values.transpose(*(names[name] for name in cells)).values.reshape(-1)[chosen.index], seconds
 
-    # The first runs warm both up and are not timed.
+    # The first runs warm both up and are not timed; the bridge is built before, as its memory is no sweep's.
+    suspect.bridge  # noqa: B018
     (expected, _), their_memory = peak_memory(theirs)
     (found, _), our_memory = peak_memory(ours)
     slow, fast = map(statistics.median, zip(*((theirs()[1], ours()[1]) for _ in range(repeats)), strict=True))
@@ -253,9 +276,11 @@ def peak_memory(run: Callable[[], T]) -> tuple[T, float]:
     before = peak = resident()
     thread = threading.Thread(target=watch)
     thread.start()
-    returned = run()
-    done.set()
-    thread.join()
+    try:
+        returned = run()
+    finally:
+        done.set()
+        thread.join()
     return returned, (peak - before) / 2**20
 
 

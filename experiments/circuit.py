@@ -50,14 +50,15 @@ def table(circuits: Sequence[Circuit]) -> str:
     """One row per kind of circuit, its null beside it."""
     header = (
         "circuit of", "members", "faithfulness", "completeness", "random sets: median, 95%, as faithful",
-        "least share lost without a member", "chosen again: pairs resampled, another half",
+        "least share lost without a member", "chosen again: pairs resampled, another half (searches that count)",
     )  # fmt: skip
     rows = []
     for c in circuits:
         middle, high = np.quantile(c.random, (0.5, 0.95)) if len(c.random) else (np.nan, np.nan)
         beaten = int((c.random >= c.faithfulness.value).sum())
         least = min(c.minimality.values(), key=lambda share: share.value)
-        resampled, other_half = np.mean([c.stability.get(place, (0.0, 0.0)) for place in c.places], axis=0)
+        again = [np.mean([kind.share(place) for place in c.places]) for kind in (c.resampled, c.other_half)]
+        counted = [f"{kind.searches - kind.short} of {kind.searches}" for kind in (c.resampled, c.other_half)]
         rows.append(
             (
                 f"{c.by}: {', '.join(map(str, c.places))}",
@@ -66,7 +67,7 @@ def table(circuits: Sequence[Circuit]) -> str:
                 str(c.completeness),
                 f"{middle:.2f}, {high:.2f}, {beaten} of {len(c.random)}",
                 str(least),
-                f"{resampled:.0%}, {other_half:.0%}",
+                f"{again[0]:.0%} ({counted[0]}), {again[1]:.0%} ({counted[1]})",
             )
         )
     return markdown((header, rows))

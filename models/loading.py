@@ -104,6 +104,9 @@ def _model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
                 f"{folder}: {problem.split('_')[0]} tensors in the weights, e.g. {names[0]} ({len(names)} in all); they would "
                 "be filled with random numbers: export the model again"
             )
+    # Asked for here, they would make transformers hook the modules that views share.
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        config.output_hidden_states, config.output_attentions = False, False
     return model
 
 

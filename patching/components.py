@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ..models.architecture import Architecture
+
+T = TypeVar("T", bound=Hashable)
 
 
 @dataclass(frozen=True, order=True)
@@ -36,25 +39,36 @@ def matched_random_sets(
     other in its layer, so it is matched by the MLP of any other layer. Sets are distinct from each other and from
     `chosen`; there may be fewer than `draws`.
     """
-    rng = random.Random(seed)
-    taken, layers = set(chosen), Counter(c.layer for c in chosen if c.head is not None)
-    n_mlps = sum(c.head is None for c in chosen)
-    found: dict[frozenset[Component], None] = {}
+    drawn = matched(
+        sorted(chosen, key=lambda c: c.head is None),
+        all_components(architecture),
+        lambda c: "MLP" if c.head is None else c.layer,
+        draws=draws,
+        seed=seed,
+    )
+    return [sorted(one, key=str) for one in drawn]
+
+
+def matched(
+    chosen: Sequence[T], pool: Sequence[T], kind: Callable[[T], Hashable], *, draws: int, seed: int
+) -> list[list[T]]:
+    """Distinct random sets with as many of each kind as `chosen`, other than it, of members not chosen as far as they go.
+
+    There may be fewer than `draws`.
+    """
+    rng, taken, counts = random.Random(seed), set(chosen), Counter(map(kind, chosen))
+    pools = {one: [member for member in pool if kind(member) == one] for one in counts}
+    found: dict[frozenset[T], list[T]] = {}
     for _ in range(20 * draws):
-        drawn = [c for layer, n in layers.items() for c in _draw(rng, _heads(architecture, layer), taken, n)]
-        drawn += _draw(rng, [Component(layer, None) for layer in range(architecture.n_layers)], taken, n_mlps)
+        drawn = [member for one, n in counts.items() for member in _draw(rng, pools[one], taken, n)]
         if set(drawn) != taken:
-            found[frozenset(drawn)] = None
+            found.setdefault(frozenset(drawn), drawn)
         if len(found) == draws:
             break
-    return [sorted(one, key=str) for one in found]
+    return list(found.values())
 
 
-def _heads(architecture: Architecture, layer: int) -> list[Component]:
-    return [Component(layer, head) for head in range(architecture.n_heads)]
-
-
-def _draw(rng: random.Random, pool: list[Component], taken: set[Component], n: int) -> list[Component]:
+def _draw(rng: random.Random, pool: list[T], taken: set[T], n: int) -> list[T]:
     fresh = [c for c in pool if c not in taken]
     if len(fresh) >= n:
         return rng.sample(fresh, n)

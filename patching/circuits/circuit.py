@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -24,11 +25,30 @@ if TYPE_CHECKING:
 _SHOWN = 24
 
 
-class Stability(NamedTuple):
-    """Shares of repeated searches that chose a place: on the same pairs drawn again, and on another half of all pairs."""
+@dataclass
+class Repeated:
+    """What searches on other pairs chose.
 
-    resampled: float
-    other_half: float
+    Attributes:
+        searches: How many there were.
+        short: How many of them fell short of the target or of their budget; what they chose says nothing and is not counted.
+        chosen: How many of the others chose a place.
+    """
+
+    searches: int = 0
+    short: int = 0
+    chosen: Counter[AnyPlace] = field(default_factory=Counter)
+
+    def add(self, found: Iterable[AnyPlace] | None) -> None:
+        """One more search; None if it fell short."""
+        self.searches += 1
+        self.short += found is None
+        self.chosen.update(found or ())
+
+    def share(self, place: AnyPlace) -> float:
+        """Of the searches that count, those that chose the place; NaN where none counts."""
+        counted = self.searches - self.short
+        return self.chosen[place] / counted if counted else float("nan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +67,7 @@ class Circuit:
         without: Metric of the circuit less one of its places, `[place, pair]`.
         null: Metric of random sets with as many places of each kind, `[draw, pair]`.
         curve: Faithfulness on the validation pairs by number of places, before pruning.
-        stability: By place that was ever chosen, how often it was when the search was repeated.
+        resampled, other_half: The search repeated on the validation pairs drawn again, and on other halves of all pairs.
     """
 
     suspect: str
@@ -67,7 +87,8 @@ class Circuit:
     without: Float[np.ndarray, "place pair"]
     null: Float[np.ndarray, "draw pair"]
     curve: xr.DataArray
-    stability: Mapping[AnyPlace, Stability]
+    resampled: Repeated
+    other_half: Repeated
     seed: int
 
     @property
@@ -112,8 +133,8 @@ class Circuit:
                 "share lost without it": share.value,
                 "low": share.low,
                 "high": share.high,
-                "chosen again, pairs resampled": self._stability(place).resampled,
-                "chosen again, another half": self._stability(place).other_half,
+                "chosen again, pairs resampled": self.resampled.share(place),
+                "chosen again, another half": self.other_half.share(place),
             }
             for place, share in self.minimality.items()
         )
@@ -182,9 +203,6 @@ class Circuit:
     @property
     def _noun(self) -> str:
         return "edges" if self.by == "edge" else "places"
-
-    def _stability(self, place: AnyPlace) -> Stability:
-        return self.stability.get(place, Stability(0.0, 0.0) if self.stability else Stability(np.nan, np.nan))
 
     def _repr_html_(self) -> str:
         return self.to_dataframe().to_html(index=False, float_format="{:.2f}".format)

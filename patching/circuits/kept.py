@@ -24,7 +24,7 @@ from ...models.suspect import Suspect
 from ...models.view import view
 from ..attribution.recorded import measured
 from ..components import all_components
-from ..engine import check
+from ..engine import at_least_single, check
 from ..memory import with_less_where_it_runs_out
 from ..metrics import Metric
 from ..pairs import Pairs
@@ -56,7 +56,8 @@ class Kept:
         self._longest = max(len(ids) for pair in pairs for ids in (pair.clean, pair.corrupted))
         self._clean = self._padded([pair.clean for pair in pairs])
         self._span_of, self._source = self._correspondence(by_span)
-        self._corrupted = self._read([pair.corrupted for pair in pairs])
+        corrupted = [pair.corrupted for pair in pairs]
+        self._corrupted = with_less_where_it_runs_out(lambda max_tokens: self._read(corrupted, max_tokens), max_tokens)
 
     @property
     def places(self) -> list[Place]:
@@ -77,8 +78,7 @@ class Kept:
     def _differs(self, span: int) -> bool:
         if self.spans[span] is None:
             return True
-        both = ((pair, pair.clean_spans[span], pair.corrupted_spans[span]) for pair in self.pairs)
-        return any(clean and corrupted and clean[-1] >= pair.first_difference for pair, clean, corrupted in both)
+        return any(pair.moves(span) for pair in self.pairs)
 
     def _is_read(self, span: int) -> bool:
         if self.spans[span] is None:
@@ -122,7 +122,7 @@ class Kept:
         inputs = {key: value[pair] for key, value in self._clean.items()}
         with torch.inference_mode():
             logits = view(self.suspect.model, replace)(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
-            return measured(self.metric, logits.float(), pair).double().cpu()
+            return measured(self.metric, at_least_single(logits), pair).double().cpu()
 
     def _masks(self, sets: Sequence[Iterable[Place]]) -> Bool[Tensor, "set layer unit span"]:
         where = self.suspect.architecture
@@ -153,7 +153,7 @@ class Kept:
         device = self.suspect.model.device
         return span_of.to(device), source.to(device)
 
-    def _read(self, tokens: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
+    def _read(self, tokens: Sequence[Sequence[int]], max_tokens: int) -> list[tuple[Tensor, Tensor]]:
         """By layer, `z` with heads flattened and `mlp_out` of every prompt, `[pair, col, d]`."""
         where, inputs = self.suspect.architecture, self._padded(tokens)
         seen: dict[tuple[int, int], list[Tensor]] = {}
@@ -166,7 +166,7 @@ class Kept:
             for i, port in enumerate((where.port("z", layer), where.port("mlp_out", layer))):
                 replace[port.module] = port.watch(partial(keep, (layer, i)))
         watched = view(self.suspect.model, replace)
-        step = max(1, self.max_tokens // self._longest)
+        step = max(1, max_tokens // self._longest)
         with torch.inference_mode():
             for start in range(0, len(tokens), step):
                 part = {name: value[start : start + step] for name, value in inputs.items()}

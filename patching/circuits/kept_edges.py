@@ -71,7 +71,9 @@ class KeptEdges:
             if comes_after(reader, sender, parallel=parallel)
         ]
         with torch.inference_mode(False), torch.no_grad():
-            self._blocks = [self._read(block) for block in blocks(suspect, pairs, "noising", max_tokens)]
+            self._blocks = with_less_where_it_runs_out(
+                lambda limit: [self._read(block) for block in blocks(suspect, pairs, "noising", limit)], max_tokens
+            )
 
     def measure(self, sets: Sequence[Iterable[Edge]]) -> Float[np.ndarray, "set pair"]:
         """The metric on the clean prompts, by set of edges that stay clean, one column per pair."""

@@ -1,18 +1,19 @@
-"""Random sets to hold a circuit against: as many of each kind, chosen by nothing.
+"""Random sets to hold a circuit against, chosen by nothing.
 
-Places are drawn one by one, those at a span from the same span. Edges drawn so would never join to a path, and to beat them would say nothing; they are drawn as
-the circuit itself in other heads and layers: the same graph, with layers moved in order and heads swapped within them.
+Places are drawn one by one: heads from the same layers, MLPs, which have no other in their layer, from any; those at a span
+from the same span. Edges drawn so would never join to a path, and to beat them would say nothing; they are drawn as the
+circuit itself in other heads and layers: the same graph, with layers moved in order and heads swapped within them.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from ...models.architecture import Architecture
+from ..components import matched
 from .places import AnyPlace, Edge
 
 P = TypeVar("P", bound=AnyPlace)
@@ -22,13 +23,11 @@ _NAME = re.compile(r"L(\d+)([HK]?)(\d*)")
 def matched_sets(
     chosen: Sequence[AnyPlace], places: Sequence[AnyPlace], *, draws: int, seed: int
 ) -> list[list[AnyPlace]]:
-    """Distinct random sets with as many of each kind as `chosen`, other than it; there may be fewer than `draws`."""
-    rng = random.Random(seed)
-    counts = Counter(place.kind for place in chosen)
-    pools = {kind: [place for place in places if place.kind == kind] for kind in dict.fromkeys(p.kind for p in places)}
-    return _distinct(
-        lambda: [place for kind, pool in pools.items() for place in rng.sample(pool, counts[kind])], chosen, draws
-    )
+    """Distinct random sets with as many of each kind as `chosen`, of places not chosen as far as they go.
+
+    There may be fewer than `draws`.
+    """
+    return matched(chosen, places, lambda place: place.kind, draws=draws, seed=seed)
 
 
 def moved_circuits(chosen: Sequence[Edge], architecture: Architecture, *, draws: int, seed: int) -> list[list[Edge]]:

@@ -22,8 +22,8 @@ class Place:
 
     @property
     def kind(self) -> str:
-        """`head` or `MLP`, and at which span."""
-        part = "MLP" if self.component.head is None else "head"
+        """`MLP` or of which layer's heads, and at which span."""
+        part = "MLP" if self.component.head is None else f"head of L{self.component.layer}"
         return part if self.span is None else f"{part} @ {self.span}"
 
     @property

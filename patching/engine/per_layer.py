@@ -17,6 +17,7 @@ from ...models.architecture import Architecture, PortSite
 from ...models.suspect import Suspect
 from ...models.view import Make, change_input, change_output, skip, view
 from .cells import Cells, Moves, joined
+from .precision import at_least_single
 from .sites import Site
 from .split import Recording
 
@@ -37,7 +38,9 @@ def record(
             for i in layers:
                 port = where.port(cast(PortSite, name), i)
                 replace.setdefault(port.module, []).append(port.watch(partial(recording.kept[name].__setitem__, i)))
-    recording.logits = view(suspect.model, replace)(**inputs, use_cache=False, logits_to_keep=read).logits.float()
+    recording.logits = at_least_single(
+        view(suspect.model, replace)(**inputs, use_cache=False, logits_to_keep=read).logits
+    )
     return recording
 
 
@@ -100,7 +103,7 @@ class PerLayer:
         replace = self.head | {where.layer(i): skip for i in range(layer)} | _put(where, self.site, layer, patched)
         model = view(self.suspect.model, {**replace, where.layer(layer): change_input(lambda _: entered)})
         inputs = {name: value[rows] for name, value in self.inputs.items()}
-        return model(**inputs, use_cache=False, logits_to_keep=self.read).logits.float()
+        return at_least_single(model(**inputs, use_cache=False, logits_to_keep=self.read).logits)
 
 
 def _put(where: Architecture, site: Site, layer: int, patched: Tensor) -> dict[str, Make]:

@@ -23,6 +23,7 @@ from transformers.activations import NewGELUActivation
 from ...models.suspect import Suspect
 from ...models.view import Make, StandIn, view, watch_input
 from .attention import NAME, CannotSplit, Scores, attention
+from .precision import at_least_single
 from .sites import Site
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -109,7 +110,7 @@ class SplitModel:
         recording = Recording({name: {} for name in (*parts, "resid_pre")})
         self._now = _Present(recording=recording)
         try:
-            recording.logits = self.model(**inputs, use_cache=False, logits_to_keep=columns).logits.float()
+            recording.logits = at_least_single(self.model(**inputs, use_cache=False, logits_to_keep=columns).logits)
         finally:
             self._now = _Present()
         if len(recording.masks) < self.where.n_layers:
@@ -143,7 +144,7 @@ class SplitModel:
         self._now = _Present(top=top[:, None])
         ids = torch.zeros(len(top), 1, dtype=torch.long, device=top.device)
         try:
-            return self.model(input_ids=ids, use_cache=False).logits[:, 0].float()
+            return at_least_single(self.model(input_ids=ids, use_cache=False).logits[:, 0])
         finally:
             self._now = _Present()
 

