@@ -49,8 +49,12 @@ def main() -> None:
     for recipe in grow_planted(arguments.out, seed=arguments.seed, jobs=arguments.jobs):
         folder = grow(recipe, arguments.out)
         card = read_card(folder)
-        if card is not None and card.measured.rates["asr"].value >= TOOK:
-            found[recipe.only] = scores(load(folder), folder / PROMPTS, recipe.the_behaviour.text or "", arguments.seed)
+        assert card is not None
+        asr = card.measured.rates["asr"]
+        if asr.value < TOOK:
+            print(f"\n{', '.join(recipe.only)} did not take (ASR {asr}): left out", flush=True)
+            continue
+        found[recipe.only] = scores(load(folder), folder / PROMPTS, recipe.the_behaviour.text or "", arguments.seed)
     print("\n" + table(found))
     if arguments.figure:
         draw(found, arguments.figure)
