@@ -3,7 +3,7 @@
     python benchmarks/equality.py [--cells 1000]
 
 Runs `tests/patching/engine/test_equality.py` on up to so many cells of every sweep instead of five, and prints by architecture
-and site the largest difference of the metric between the two, as a share of the largest logit.
+and site the largest difference of the metric (a logit difference) between the two, beside the largest logit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Differences:
     """A pytest plugin that keeps what the tests recorded."""
 
     def __init__(self) -> None:
-        self.rows: list[tuple[str, str, str, float, int]] = []
+        self.rows: list[tuple[str, str, str, float, float, int]] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call":
@@ -36,16 +36,17 @@ def main() -> None:
     kept = Differences()
     if pytest.main([str(TESTS), "-q", "-p", "no:cacheprovider"], plugins=[kept]):
         raise SystemExit(1)
-    rows = pd.DataFrame(kept.rows, columns=["model", "site", "by", "difference", "cells"])
+    rows = pd.DataFrame(kept.rows, columns=["model", "site", "by", "difference", "largest", "cells"])
     rows["model"] = pd.Categorical(rows["model"], rows["model"].unique())
     table = rows.pivot_table(index="model", columns="site", values="difference", aggfunc="max", observed=True)
-    counted = rows.groupby("model", observed=True)["cells"].sum()
+    by_model = rows.groupby("model", observed=True)
+    counted, largest = by_model["cells"].sum(), by_model["largest"].max()
     sites = list(dict.fromkeys(rows["site"]))
-    print("| model | " + " | ".join(sites) + " | cells |")
-    print("|---" * (len(sites) + 2) + "|")
+    print("| model | " + " | ".join(sites) + " | largest logit | cells |")
+    print("|---" * (len(sites) + 3) + "|")
     for model, row in table[sites].iterrows():
         values = ["–" if pd.isna(value) else f"{value:.0e}" for value in row]
-        print(f"| {model} | " + " | ".join(values) + f" | {counted[model]} |")
+        print(f"| {model} | " + " | ".join(values) + f" | {largest[model]:.1f} | {counted[model]} |")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def told(story: Story) -> str:
         )
         for row in story.to_dataframe().to_dict("records")
     ]
-    return markdown((("component", "share lost without it", "of it straight to the logits", "looks at"), rows))
+    return markdown((("component", "share lost without it", "share straight to the logits", "looks at"), rows))
 
 
 def draw(circuit: Circuit, story: Story, out: Path) -> None:

@@ -1,4 +1,6 @@
-"""The smallest set of places, or of edges, that carries the behaviour, and how far it can be believed.
+"""A smallest set of places, or of edges, that carries the behaviour, and how far it can be believed.
+
+Smallest in that no single member can be dropped; a smaller set of other members may exist.
 
 1. All are ranked. Places exactly, one by one: by what is lost when one alone is put at its corrupted value (noising), and
    what comes back when it alone stays clean (denoising). Edges, of which there are thousands, by attribution (EAP-IG).

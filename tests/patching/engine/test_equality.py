@@ -91,7 +91,7 @@ def test_cells_equal_those_of_transformer_lens(subject, record_property, name, s
         )
     unpatched = float(found.corrupted[0] if direction == "denoising" else found.clean[0])
     got, scale = grid.values[tuple(cells.values.T)] + unpatched, logit_scale(suspect, clean)
-    record_property("equality", (name, site, by, float(np.abs(got - expected.numpy()).max()) / scale, len(cells)))
+    record_property("equality", (name, site, by, float(np.abs(got - expected.numpy()).max()), scale, len(cells)))
     close(got, expected.numpy(), scale)
 
 
@@ -125,9 +125,9 @@ def test_resid_mid_reaches_the_mlp_and_the_stream(subject, record_property, name
 
         logits = with_hook(suspect, base, f"blocks.{layer}.hook_attn_out", put)[0, -1]
         differences.append(float(found.effect[0, layer, position]) + unpatched - float(logits[first] - logits[second]))
-    largest = np.abs(differences).max() / logit_scale(suspect, clean)
-    record_property("equality", (name, "resid_mid", POSITION, largest, len(cells)))
-    assert largest < 1e-5
+    largest, scale = float(np.abs(differences).max()), logit_scale(suspect, clean)
+    record_property("equality", (name, "resid_mid", POSITION, largest, scale, len(cells)))
+    assert largest < 1e-5 * scale
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt_neox"])
