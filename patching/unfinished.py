@@ -120,6 +120,6 @@ class Unfinished:
         """Write under a temporary name, then rename: a broken write leaves the last good file."""
         if self.path is None:
             return
-        with whole_file(self.path) as partial, partial.open("wb") as file:
+        with whole_file(self.path) as unfinished, unfinished.open("wb") as file:
             np.savez(file, fingerprint=self.fingerprint, **vars(found))
         self._saved = time.monotonic()

@@ -9,9 +9,10 @@ corrupted run, many sets at once:
    the changes of all outputs whose edge to it is not kept; through the layer's own norm and projection. So an output that
    is kept carries what its component makes of its own kept edges.
 
-Exact, where `edges` estimates. With one edge missing it is noising by `paths` from that sender to that receiver. Where
-attention passes a norm of its own before the stream (Gemma 2) heads do not simply add up: what a reader hears of a layer's
-heads is that norm of their sum, those without a kept edge to this reader corrupted and the others current.
+Exact, where `edges` estimates (in half precision up to the rounding of these sums, which the model rounds otherwise). With
+one edge missing it is noising by `paths` from that sender to that receiver. Where attention passes a norm of its own before
+the stream (Gemma 2) heads do not simply add up: what a reader hears of a layer's heads is that norm of their sum, those
+without a kept edge to this reader corrupted and the others current.
 
 Source: Conmy et al. 2023, "Towards automated circuit discovery", `arxiv.org/abs/2304.14997`, section 3; Hanna et al. 2024,
 "Have faith in faithfulness", `arxiv.org/abs/2403.17806`, section 2, with queries, keys and values told apart.
