@@ -1,6 +1,5 @@
-"""Where it lives: exact activation patching, its approximations, circuits, and ablation with its price."""
+"""Where it lives: exact activation patching, its approximations, circuits, interventions, and repairs with their price."""
 
-from .ablation import Ablator
 from .ablation_set import find_set, rank, smallest_set
 from .agreement import Agreement, verify
 from .attributing import Attribution, attribute, attribute_edges
@@ -13,11 +12,11 @@ from .locating import Located, locate
 from .metrics import KLDivergence, LogitDifference, LogProbability, Metric, Probability
 from .pairs import Pairs
 from .paths import path_patch, path_sweep
+from .repair import Price, Pricer
 from .result import SweepResult
 from .sweep import sweep
 
 __all__ = [
-    "Ablator",
     "Agreement",
     "Attribution",
     "Circuit",
@@ -34,6 +33,8 @@ __all__ = [
     "Neurons",
     "Pairs",
     "Place",
+    "Price",
+    "Pricer",
     "Probability",
     "Resting",
     "Story",

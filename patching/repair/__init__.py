@@ -1,5 +1,6 @@
 """Is it gone? Repairs: an intervention priced, written into the weights, and attacked again."""
 
+from .price import Judge, Price, Pricer
 from .surgery import NotInWeights, operate
 
-__all__ = ["NotInWeights", "operate"]
+__all__ = ["Judge", "NotInWeights", "Price", "Pricer", "operate"]
