@@ -12,7 +12,7 @@ from .locating import Located, locate
 from .metrics import KLDivergence, LogitDifference, LogProbability, Metric, Probability
 from .pairs import Pairs
 from .paths import path_patch, path_sweep
-from .repair import Price, Pricer
+from .repair import Price, Pricer, SelfRepair, self_repair
 from .result import SweepResult
 from .sweep import sweep
 
@@ -37,6 +37,7 @@ __all__ = [
     "Pricer",
     "Probability",
     "Resting",
+    "SelfRepair",
     "Story",
     "Subspace",
     "SweepResult",
@@ -51,6 +52,7 @@ __all__ = [
     "path_patch",
     "path_sweep",
     "rank",
+    "self_repair",
     "smallest_set",
     "sweep",
     "tell",
