@@ -12,7 +12,7 @@ from .locating import Located, locate
 from .metrics import KLDivergence, LogitDifference, LogProbability, Metric, Probability
 from .pairs import Pairs
 from .paths import path_patch, path_sweep
-from .repair import Price, Pricer, SelfRepair, self_repair
+from .repair import Frontier, Price, Pricer, SelfRepair, frontier, self_repair
 from .result import SweepResult
 from .sweep import sweep
 
@@ -22,6 +22,7 @@ __all__ = [
     "Circuit",
     "Component",
     "Edge",
+    "Frontier",
     "Intervention",
     "KLDivergence",
     "Kept",
@@ -45,6 +46,7 @@ __all__ = [
     "attribute_edges",
     "find_circuit",
     "find_set",
+    "frontier",
     "locate",
     "matched_random_sets",
     "node_scores",

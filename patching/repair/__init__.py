@@ -1,15 +1,19 @@
 """Is it gone? Repairs: an intervention priced, written into the weights, and attacked again."""
 
+from .frontier import Frontier, Point, frontier
 from .price import Judge, Price, Pricer
 from .self_repair import SelfRepair, self_repair
 from .surgery import NotInWeights, operate
 
 __all__ = [
+    "Frontier",
     "Judge",
     "NotInWeights",
+    "Point",
     "Price",
     "Pricer",
     "SelfRepair",
+    "frontier",
     "operate",
     "self_repair",
 ]
