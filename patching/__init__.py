@@ -1,6 +1,5 @@
-"""Where it lives: exact activation patching, its approximations, circuits, and ablation with its price."""
+"""Where it lives: exact activation patching, its approximations, circuits, interventions, and repairs with their price."""
 
-from .ablation import Ablator
 from .ablation_set import find_set, rank, smallest_set
 from .agreement import Agreement, verify
 from .attributing import Attribution, attribute, attribute_edges
@@ -13,16 +12,17 @@ from .locating import Located, locate
 from .metrics import KLDivergence, LogitDifference, LogProbability, Metric, Probability
 from .pairs import Pairs
 from .paths import path_patch, path_sweep
+from .repair import Frontier, Price, Pricer, SelfRepair, frontier, self_repair
 from .result import SweepResult
 from .sweep import sweep
 
 __all__ = [
-    "Ablator",
     "Agreement",
     "Attribution",
     "Circuit",
     "Component",
     "Edge",
+    "Frontier",
     "Intervention",
     "KLDivergence",
     "Kept",
@@ -34,8 +34,11 @@ __all__ = [
     "Neurons",
     "Pairs",
     "Place",
+    "Price",
+    "Pricer",
     "Probability",
     "Resting",
+    "SelfRepair",
     "Story",
     "Subspace",
     "SweepResult",
@@ -43,6 +46,7 @@ __all__ = [
     "attribute_edges",
     "find_circuit",
     "find_set",
+    "frontier",
     "locate",
     "matched_random_sets",
     "node_scores",
@@ -50,6 +54,7 @@ __all__ = [
     "path_patch",
     "path_sweep",
     "rank",
+    "self_repair",
     "smallest_set",
     "sweep",
     "tell",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedModel
 
 from ..models.generation import Rate
-from .ablation import Ablator
 from .components import Component
+from .repair.price import Pricer
 from .result import SweepResult
 
 Curve = list[tuple[list[Component], Rate]]
+# A model in which these components are ablated.
+Ablate = Callable[[Sequence[Component]], PreTrainedModel]
 
 
 def rank(heads: SweepResult, mlps: SweepResult) -> list[Component]:
@@ -28,7 +32,12 @@ def rank(heads: SweepResult, mlps: SweepResult) -> list[Component]:
 
 
 def find_set(
-    ablator: Ablator, ranking: Sequence[Component], *, target: float, max_loss_increase: float
+    pricer: Pricer,
+    ranking: Sequence[Component],
+    ablate: Ablate,
+    *,
+    target: float,
+    max_loss_increase: float,
 ) -> tuple[list[Component], Curve]:
     """The smallest set found that brings ASR below `target` and raises the loss by less than `max_loss_increase`.
 
@@ -38,18 +47,22 @@ def find_set(
     sets that pass together is taken. Where none passes, dearer components are let in step by step, and the set that
     reaches the target at the least loss is taken.
 
+    Args:
+        pricer: Of the prompts that choose; what is reported is measured on others.
+        ablate: Gives the model without them, such as the view of an `Intervention`.
+
     Returns:
         As `smallest_set`. Where no set reaches the target, the last tried.
     """
-    cost = {c: ablator.loss_increase(ablator.ablated([c])) for c in ranking}
+    cost = {c: pricer.loss_increase(ablate([c])) for c in ranking}
     tried: dict[int, tuple[list[Component], Curve]] = {}
     for shares in ((0.1, 0.25, 0.5, 1.0), (2.0, 4.0, 8.0, float("inf"))):
         for share in shares:
             cheap = [c for c in ranking if cost[c] < share * max_loss_increase]
             if cheap and len(cheap) not in tried:
-                tried[len(cheap)] = smallest_set(ablator, cheap, target=target)
+                tried[len(cheap)] = smallest_set(pricer, cheap, ablate, target=target)
         reached = [
-            (ablator.loss_increase(ablator.ablated(chosen)), chosen, curve)
+            (pricer.loss_increase(ablate(chosen)), chosen, curve)
             for chosen, curve in tried.values()
             if curve[-1][1].value < target
         ]
@@ -62,7 +75,7 @@ def find_set(
 
 
 def smallest_set(
-    ablator: Ablator, ranking: Sequence[Component], *, target: float, limit: int | None = None
+    pricer: Pricer, ranking: Sequence[Component], ablate: Ablate, *, target: float, limit: int | None = None
 ) -> tuple[list[Component], Curve]:
     """As few components of a ranking as bring ASR below `target` when ablated together.
 
@@ -81,7 +94,7 @@ def smallest_set(
     curve: Curve = []
     for k in range(1, (limit or len(ranking)) + 1):
         prefix = list(ranking[:k])
-        curve.append((prefix, ablator.asr(ablator.ablated(prefix))))
+        curve.append((prefix, pricer.asr(ablate(prefix))))
         if curve[-1][1].value < target:
             break
     if not curve or curve[-1][1].value >= target:
@@ -89,6 +102,6 @@ def smallest_set(
     chosen = curve[-1][0]
     for component in reversed(curve[-1][0]):
         without = [c for c in chosen if c != component]
-        if without and ablator.asr(ablator.ablated(without)).value < target:
+        if without and pricer.asr(ablate(without)).value < target:
             chosen = without
     return chosen, curve

