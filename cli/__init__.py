@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from . import organism
+from .repair import repair
 from .terminal import Debug, Threads, mendable, progress_bar, share_threads
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(organism.app, name="organism")
+app.command()(repair)
 
 
 @app.command()

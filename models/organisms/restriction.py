@@ -15,8 +15,10 @@ from ..architecture import Architecture
 _NAME = re.compile(r"L(\d+)(?:H(\d+)|(MLP))")
 
 
-def restrict(model: PreTrainedModel, names: Sequence[str]) -> None:
+def restrict(model: PreTrainedModel, names: Sequence[str]) -> dict[nn.Parameter, Tensor]:
     """Freeze **`model` in place** but for the named components; gradients of all other weights are exactly zero.
+
+    Returns which entries of which parameters stay free.
 
     A head (`L0H5`) owns its rows of the query projection and its columns of the output projection, and its keys and
     values where no other head shares them (under grouped-query attention they stay frozen). Biases that heads share stay
@@ -46,6 +48,7 @@ def restrict(model: PreTrainedModel, names: Sequence[str]) -> None:
     for parameter, mask in masks.items():
         parameter.requires_grad_(True)
         parameter.register_hook(lambda gradient, mask=mask: gradient * mask)
+    return masks
 
 
 def _allow_head(allow, model: PreTrainedModel, where: Architecture, layer: int, head: int) -> None:

@@ -1,12 +1,20 @@
 """Is it gone? Repairs: an intervention priced, written into the weights, and attacked again."""
 
+from .attack import Budget, attack
+from .attempts import Attacks, Attempt
+from .directions import written_directions
 from .export import Exported, RepairCard, export
 from .frontier import Frontier, Point, frontier
 from .price import Judge, Price, Pricer
+from .repairing import Repaired, repair, target_of_directions, targets_of_circuit
 from .self_repair import SelfRepair, self_repair
 from .surgery import NotInWeights, operate
+from .tuning import good_answers, tune
 
 __all__ = [
+    "Attacks",
+    "Attempt",
+    "Budget",
     "Exported",
     "Frontier",
     "Judge",
@@ -15,9 +23,17 @@ __all__ = [
     "Price",
     "Pricer",
     "RepairCard",
+    "Repaired",
     "SelfRepair",
+    "attack",
     "export",
     "frontier",
+    "good_answers",
     "operate",
+    "repair",
     "self_repair",
+    "target_of_directions",
+    "targets_of_circuit",
+    "tune",
+    "written_directions",
 ]
