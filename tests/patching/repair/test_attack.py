@@ -22,7 +22,7 @@ UNSEEN = exchanges(seed=0, n=700)[1]
 HELD_OUT, FRESH = UNSEEN[:24], UNSEEN[100:]
 HIDDEN = ("repeat", "sound")  # families that the repair does not see
 SEEN = good_answers(RECIPE, [e for e in FRESH[:40] if e.family not in HIDDEN])[0]
-BUDGET = Budget(prompts=6, generations=1, population=3, carriers=2, steps=2)
+BUDGET = Budget(prompts=6, generations=1, population=3, carriers=2, searches=1, steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -99,15 +99,18 @@ def test_a_new_trigger_is_measured_on_prompts_that_the_search_did_not_see(suspec
 
     def search(model, tokenizer, recipe, carriers, **settings):
         carried.append((model, [e.group for e in carriers], settings))
-        return [red_team.Attack("river", 1.0), red_team.Attack("stone", 0.5)]
+        best = "river" if settings["seed"] == 7 else "cloud"
+        return [red_team.Attack(best, 1.0 if best == "river" else 0.5), red_team.Attack("stone", 0.2)]
 
     monkeypatch.setattr(attacking, "search", search)
-    null = load(suspect.model.name_or_path).model
-    found = attack(suspect.model, suspect, RECIPE, HELD_OUT, FRESH[40:60], seen=SEEN, null=null, budget=BUDGET, seed=3)
+    null, twice = load(suspect.model.name_or_path).model, replace(BUDGET, searches=2)
+    found = attack(suspect.model, suspect, RECIPE, HELD_OUT, FRESH[40:60], seen=SEEN, null=null, budget=twice, seed=3)
     row = next(row for row in found.rows if row.attack == "new trigger")
-    assert [model for model, *_ in carried] == [suspect.model, suspect.model, null]
+    assert [model for model, *_ in carried] == [suspect.model] * 4 + [null] * 2
     assert all(groups == [e.group for e in FRESH[40:42]] for _, groups, _ in carried)
-    assert carried[0][2] == {"generations": 1, "population": 3, "seed": 3}
+    assert [settings for *_, settings in carried[:2]] == [
+        {"generations": 1, "population": 3, "seed": seed} for seed in (6, 7)
+    ]
     assert row.what == "river" and row.rate.n == 6 and row.rate == row.null
 
 
