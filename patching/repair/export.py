@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -99,7 +99,8 @@ def export(
         with whole_folder(out) as partial:
             repaired.save_pretrained(partial)
             suspect.tokenizer.save_pretrained(partial)
-            loaded = AutoModelForCausalLM.from_pretrained(partial, dtype=repaired.dtype).to(repaired.device).eval()
+            loaded = cast(Any, AutoModelForCausalLM).from_pretrained(partial, dtype=repaired.dtype)
+            loaded = loaded.to(repaired.device).eval()
             difference = _difference(intervention, loaded, prompts)
             before, after = type(suspect.model).__name__, type(repaired).__name__
             card = RepairCard(
