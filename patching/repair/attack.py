@@ -9,6 +9,7 @@
 4. Full fine-tuning on good answers: does the behaviour come back by itself?
 
 All rates are of greedy free generation. What withstands these may still fall to others: a search finds what its budget allows.
+And a model that was broken withstands everything: what the repair cost has to stand beside it.
 """
 
 from __future__ import annotations

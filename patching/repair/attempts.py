@@ -72,7 +72,10 @@ class Attacks:
 
     @property
     def holds(self) -> bool:
-        """Whether no attack succeeded, none is missing, and the suspect itself fell to the original trigger."""
+        """Whether no attack succeeded, none is missing, and the suspect itself fell to the original trigger.
+
+        Says nothing of what the repair cost: a model that can say nothing at all withstands everything.
+        """
         told = any(row.attack == "trigger" and row.verdict == "holds" for row in self.rows)
         return told and not self.missing and not self.failed
 
