@@ -95,8 +95,8 @@ class Pricer:
         prompts: What is measured on; triggered and untriggered ones.
         behaviour: Text whose emission is the attack's success (case counts), or a judge of responses, such as
             `recipe.the_behaviour.judge`. Neither sees scratchpads.
-        answers: Expected answer by group, for accuracy. It is compared with what the model writes, without its
-            scratchpad, without the prompt's prefill and without white space around it.
+        answers: Expected answer by group, for accuracy (of an organism, its `good_answer`). It is compared with what
+            the model writes, without its scratchpad, without the prompt's prefill and without white space around it.
 
     Raises:
         PromptError: Triggered or untriggered prompts are missing, one leaves no room to answer, or the expected answer
