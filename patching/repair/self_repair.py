@@ -1,16 +1,17 @@
 """Self-repair: how much of what a component says to the logits later components make good when it falls silent.
 
-1. *Total* effect: what the behaviour's metric loses when one component of the clean run is put at its corrupted value and
-   everything after it responds (a noising sweep of `z` and `mlp_out`).
-2. *Direct* effect: the same with all else held at the clean run, so that the change reaches the logits alone (path patching).
-3. What is lost directly and not in total has been *restored* by later components, whose own response points the other way.
+1. *Total* effect: what the behaviour's metric loses when one component of the clean run is put at its corrupted value
+   and everything after it responds (a noising sweep of `z` and `mlp_out`).
+2. *Direct* effect: the same with all else held at the clean run, so that the change reaches the logits alone (path
+   patching).
+3. What is lost directly and not in total has been *restored* by later components, whose response points the other way.
 
-McGrath et al. 2023, "The Hydra effect", `arxiv.org/abs/2307.15771`; Rushing and Nanda 2024, `arxiv.org/abs/2402.15390`.
-Unlike in the latter, the last norm is not frozen: what its rescaling makes good has been taken off the direct effect already,
-and is not counted as restored.
+McGrath et al. 2023, "The Hydra effect", `arxiv.org/abs/2307.15771`; Rushing and Nanda 2024,
+`arxiv.org/abs/2402.15390`. Unlike in the latter, the last norm is not frozen: what its rescaling makes good has been
+taken off the direct effect already, and is not counted as restored.
 
-It says what the rest restores on balance: where later components also pass a component's message on, the total effect is
-the larger, and this can hide that others stand in for it. What ablating several components does is for `frontier` to say.
+It says what the rest restores on balance: where later components also pass a component's message on, the total effect
+is the larger, and this can hide that others stand in for it. What ablating several components does is for `frontier`.
 """
 
 from __future__ import annotations
@@ -95,8 +96,11 @@ class SelfRepair:
         table = self.to_dataframe()
         x, y = table["direct"].to_numpy(), table["total"].to_numpy()
         bounds = table[["direct low", "direct high", "total low", "total high"]].to_numpy()
-        reach = 1.08 * float(np.abs(bounds).max()) or 1.0
-        ends = np.array([-reach, reach])
+        reach = float(np.abs(bounds).max()) or 1.0
+        # Few components do most: linear only about zero, and alike on both axes, so that the diagonal stays straight.
+        for scale in (ax.set_xscale, ax.set_yscale):
+            scale("symlog", linthresh=10 ** np.floor(np.log10(reach / 30)))
+        ends = np.array([1.3 * min(float(bounds.min()), -reach / 60), 1.6 * reach])
         ax.fill_between(ends, 0, ends, color="#009e73", alpha=0.1, lw=0, label="partly restored")
         ax.plot(ends, ends, color="0.4", lw=0.8, label="total = direct")
         ax.axhline(0, color="0.8", lw=0.8, zorder=0)
@@ -112,11 +116,13 @@ class SelfRepair:
         for i in np.argsort(-np.maximum(np.abs(x), np.abs(y)))[:_NAMED]:
             name = str(table["component"][i])
             ax.annotate(name, (x[i], y[i]), xytext=(4, 4), textcoords="offset points", fontsize="x-small")
-        ax.set(xlim=ends, ylim=ends)
+        ax.set(xlim=ends, ylim=ends, aspect="equal")
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_major_formatter("{x:g}")
         ax.set(xlabel=f"direct effect lost ({self.unit})", ylabel=f"total effect lost ({self.unit})")
         n = self.direct.sizes["pair"]
         ax.set_title(f"self-repair in {self.suspect} (mean of {n} pairs, 95% intervals)", fontsize="medium")
-        ax.legend(fontsize="small", loc="upper left")
+        ax.legend(fontsize="small", loc="lower right")
         return ax
 
     def __repr__(self) -> str:
