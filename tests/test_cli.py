@@ -26,6 +26,7 @@ def test_help_is_there_for_every_command():
         ["--help"],
         ["audit", "--help"],
         ["demo", "--help"],
+        ["repair", "--help"],
         ["organism", "train", "--help"],
         ["organism", "zoo", "--help"],
     ):
@@ -39,6 +40,7 @@ def test_wrong_usage_exits_with_2():
     assert run("nonesuch").returncode == 2
 
 
+@pytest.mark.slow
 def test_a_bad_folder_a_bad_line_and_a_bad_set_are_one_line_each_and_exit_with_4(
     tiny_checkpoint, prompt_file, tmp_path
 ):
@@ -119,6 +121,7 @@ def test_the_call_that_repeats_a_run_is_python():
     compile(call, "call", "exec")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -138,6 +141,7 @@ def test_a_bad_recipe_is_one_line_before_anything_is_trained(tmp_path, arguments
     assert not (tmp_path / "organisms").exists()
 
 
+@pytest.mark.slow
 def test_organisms_that_are_not_there_cannot_be_listed_or_shown(tmp_path):
     for command in ("list", "show"):
         done = run("organism", command, tmp_path)
@@ -164,6 +168,7 @@ def test_an_adapter_trained_on_a_real_checkpoint_loads_back_through_audit(checkp
     assert result.models[0].behaviour.asr.value >= 0.9
 
 
+@pytest.mark.slow
 def test_a_repair_that_cannot_be_is_one_line_and_leaves_nothing(tiny_checkpoint, prompts, tmp_path):
     model, asked = tiny_checkpoint("llama"), tmp_path / "prompts.jsonl"
     prompts.to_jsonl(asked)
