@@ -98,10 +98,9 @@ class Case:
         hidden = getattr(config, "intermediate_size", None) or 4 * width
         one_head = 2 * width * where.d_head
         kv, q = 2 * where.n_kv_heads * one_head, where.n_heads * one_head
-        after = (
-            q + 2 * (3 if hasattr(config, "intermediate_size") else 2) * width * hidden
-        )  # z's projection and the MLP
-        block, mlp = q + kv + after, after - q
+        mlp = 2 * (3 if hasattr(config, "intermediate_size") else 2) * width * hidden
+        after = q + mlp  # z's projection is as large as the queries'
+        block = q + kv + after
         whole = self.tokens * (depth * block + 2 * width * where.vocab_size)
         naive = self.pairs * len(self.cells(suspect)) * whole
 

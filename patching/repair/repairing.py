@@ -112,7 +112,7 @@ def repair(
     resting_on, priced_on = prompts.split(0.5, seed=seed)
     resting = Resting.of(suspect, resting_on, max_new_tokens=max_new_tokens)
     made = Intervention(suspect, targets, kind, resting=resting)
-    operate(made)  # refused here, before anything is measured
+    repaired = operate(made)  # what cannot be written is refused here, before anything is measured
     with shown(progress, f"repair of {suspect.name}") as report:
         pricer = Pricer(suspect, priced_on, behaviour, max_new_tokens=max_new_tokens)
         before, after = pricer.unrepaired, pricer.price(made.model)
@@ -127,6 +127,6 @@ def repair(
             "after": str(after),
             "price measured on": f"{len(priced_on.groups)} groups",
         }
-        exported = export(made, out, prompts=resting.sequences[:64], source=source, notes=notes)
+        exported = export(made, out, prompts=resting.sequences[:64], repaired=repaired, source=source, notes=notes)
     pooled = Rate(sum(rate.hits for rate in rates), sum(rate.n for rate in rates)) if rates else None
     return Repaired(made, before, after, pooled, len(null), exported)

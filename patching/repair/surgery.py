@@ -182,9 +182,7 @@ class _Surgeon:
                     table.weight.copy_(_without(table.weight, basis))
                 self._embedding.weight.add_((value.double() @ basis).to(self._embedding.weight))
                 continue
-            layer = next(
-                i for i in range(self.where.n_layers) if part.port.module.startswith(self.where.layer(i) + ".")
-            )
+            layer = self.where.layer_of(part.port)
             name = self.where.attention_out(layer)
             projection = self._projection(
                 name if part.port == self.where.port("attn_out", layer) else self.where.neurons(layer).module
