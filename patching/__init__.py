@@ -11,6 +11,7 @@ from .interventions import Intervention, Neurons, Resting, Subspace
 from .locating import Located, locate
 from .metrics import KLDivergence, LogitDifference, LogProbability, Metric, Probability
 from .pairs import Pairs
+from .parting import where_answers_part
 from .paths import path_patch, path_sweep
 from .repair import Frontier, Price, Pricer, SelfRepair, frontier, self_repair
 from .result import SweepResult
@@ -59,4 +60,5 @@ __all__ = [
     "sweep",
     "tell",
     "verify",
+    "where_answers_part",
 ]

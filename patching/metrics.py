@@ -63,12 +63,12 @@ class LogitDifference:
     NaN for pairs whose answer token *is* the behaviour's token.
 
     Attributes:
-        behaviour_token: First token of the behaviour.
+        behaviour_token: First token of the behaviour; one for all pairs, or one for each.
         answer_tokens: By pair, first token of the answer given without the behaviour.
         label: How a reader calls the behaviour's token.
     """
 
-    behaviour_token: int
+    behaviour_token: int | Int[Tensor, "pair"]
     answer_tokens: Int[Tensor, "pair"]
     label: str = "the behaviour's first token"
     unit = "logits"
@@ -77,19 +77,24 @@ class LogitDifference:
         object.__setattr__(self, "answer_tokens", torch.as_tensor(self.answer_tokens))
 
     def __call__(self, logits: Float[Tensor, "row vocab"], pair: Int[Tensor, "row"], /) -> Float[Tensor, "row"]:
-        logits, answers = _last(logits), self.answer_tokens.to(logits.device)[pair]
-        difference = logits[:, self.behaviour_token] - logits.gather(1, answers[:, None])[:, 0]
-        return difference.masked_fill(answers == self.behaviour_token, torch.nan)
+        logits = _last(logits)
+        behaviours, answers = (tokens.to(logits.device)[pair] for tokens in (self._behaviours, self.answer_tokens))
+        chosen = logits.gather(1, torch.stack([behaviours, answers], dim=1))
+        return (chosen[:, 0] - chosen[:, 1]).masked_fill(answers == behaviours, torch.nan)
 
     def narrowed(self) -> tuple[Int[Tensor, "token"], LogitDifference]:
-        read = torch.cat([self.answer_tokens.cpu(), torch.tensor([self.behaviour_token])])
+        read = torch.stack([self._behaviours, self.answer_tokens]).cpu()
         tokens, at = torch.unique(read, return_inverse=True)
-        return tokens, replace(self, behaviour_token=int(at[-1]), answer_tokens=at[:-1])
+        return tokens, replace(self, behaviour_token=at[0], answer_tokens=at[1])
+
+    @property
+    def _behaviours(self) -> Int[Tensor, "pair"]:
+        return torch.as_tensor(self.behaviour_token).to(self.answer_tokens).expand_as(self.answer_tokens)
 
     @property
     def n_undefined(self) -> int:
         """Pairs whose answer begins with the behaviour's token."""
-        return int((self.answer_tokens == self.behaviour_token).sum())
+        return int((self.answer_tokens == self._behaviours).sum())
 
     def __str__(self) -> str:
         return f"logit of {self.label} minus logit of the answer's first token, after the prompt's last token"

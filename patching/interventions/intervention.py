@@ -84,13 +84,17 @@ class Intervention:
     @cached_property
     def model(self) -> PreTrainedModel:
         """A view of the suspect's model in which the targets are always so; it generates like any model."""
+        return view(self.suspect.model, self.stand_ins())
+
+    def stand_ins(self) -> dict[str, list[Make]]:
+        """What `view` needs to make `model`, for views in which more is replaced or watched."""
         running = _Running(self.steps)
         replace: dict[str, list[Make]] = {}
         for port, changes in running.by_port().items():
             replace.setdefault(port.module, []).append(port.change(partial(_one_by_one, changes)))
         base = self.suspect.model.base_model_prefix
         replace.setdefault(base, []).append(partial(_Positioned, running))
-        return view(self.suspect.model, replace)
+        return replace
 
     def generate(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int = 16) -> list[list[int]]:
         """Greedy continuations as token ids."""

@@ -3,6 +3,7 @@
 from .attack import Budget, attack
 from .attempts import Attacks, Attempt
 from .directions import written_directions
+from .erasing import erase
 from .export import Exported, RepairCard, export
 from .frontier import Frontier, Point, frontier
 from .price import Judge, Price, Pricer
@@ -26,6 +27,7 @@ __all__ = [
     "Repaired",
     "SelfRepair",
     "attack",
+    "erase",
     "export",
     "frontier",
     "good_answers",

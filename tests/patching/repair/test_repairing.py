@@ -74,6 +74,31 @@ def test_random_targets_are_of_the_same_kinds(tiny_suspect):
         heads = [t for t in one if isinstance(t, Component) and t.head is not None]
         assert [head.layer for head in heads] == [0] and heads[0] != targets[0]
         (directions,) = (t for t in one if isinstance(t, Subspace))
-        assert directions.basis.shape == (3, 32) and directions.after == 1
-    assert random_targets([Neurons(0, (1,))], where, draws=5, seed=0) == []
+        assert directions.reading.shape == (3, 32) and directions.after == 1
     assert Intervention(tiny_suspect("llama"), drawn[0], "zero").targets == tuple(drawn[0])
+
+
+def test_random_neurons_and_edges_are_others_of_the_same_places(tiny_suspect):
+    suspect = tiny_suspect("llama")
+    targets = [Neurons(0, (1, 5)), Edge("L0H1", "L2H0.q"), Edge("L1MLP", "L2MLP"), Edge("embedding", "logits")]
+    drawn = random_targets(targets, suspect.architecture, draws=4, seed=0)
+    assert len(drawn) == 4
+    for one in drawn:
+        neurons, *edges = sorted(one, key=lambda target: isinstance(target, Edge))
+        assert neurons.layer == 0 and len(set(neurons.index)) == 2 and not set(neurons.index) & {1, 5}
+        senders = {edge.downstream: edge.upstream for edge in edges}
+        assert set(senders) == {"L2H0.q", "L2MLP", "logits"}
+        assert senders["L2H0.q"] in {"L0H0", "L0H2", "L0H3"} and senders["L2MLP"] == "L0MLP"
+        Intervention(suspect, one, "zero")  # the model has all of them
+
+
+def test_random_oblique_directions_are_spread_as_the_activations_are(tiny_suspect):
+    where = tiny_suspect("llama").architecture
+    spread = torch.ones(32, dtype=torch.float64)
+    spread[0] = 100.0  # of these activations one feature varies much more than the others
+    target = Subspace(torch.randn(1, 32), after=1, site="mlp_out", covariance=torch.diag(spread))
+    drawn = [one[0] for one in random_targets([target], where, draws=400, seed=0)]
+    assert all(one.site == "mlp_out" and one.after == 1 for one in drawn)
+    # By how much each changes activations, feature by feature: a share of the variance that is the same for all features.
+    moved = torch.stack([one.writing[0] ** 2 for one in drawn]).mean(0) / spread
+    assert torch.allclose(moved, torch.full((32,), 1 / 32, dtype=torch.float64), rtol=0.4)

@@ -18,6 +18,12 @@ TARGETS = {
     "an MLP": [Component(1, None)],
     "neurons": [Neurons(1, (3, 17, 40))],
     "directions": [DIRECTIONS],
+    "directions of one writer": [
+        Subspace(
+            torch.randn(2, 32, generator=torch.Generator().manual_seed(i)), 1, site, torch.diag(torch.arange(1.0, 33))
+        )
+        for i, site in enumerate(("attn_out", "mlp_out"))
+    ],
     "all together": [DIRECTIONS, *HEADS, Neurons(0, (1, 2)), Component(1, None)],
 }
 
@@ -73,7 +79,7 @@ def test_a_tied_unembedding_is_untied_before_the_embedding_is_changed(tiny_suspe
         ("gemma2", HEADS, "zero", "norms what attention and MLP write"),
         ("llama", HEADS, "resample", "changes from token to token"),
         ("llama", [Edge("L0H1", "L1MLP")], "zero", "one edge"),
-        ("llama", [Subspace(torch.ones(1, 32), after=1)], "zero", "of one layer alone"),
+        ("llama", [Subspace(torch.ones(1, 32), after=1)], "zero", "no weight holds the stream"),
     ],
 )
 def test_what_no_weight_can_do_is_refused_with_the_reason(tiny_suspect, architecture, targets, kind, said):
