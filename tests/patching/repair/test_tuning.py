@@ -166,7 +166,7 @@ def test_what_cannot_be_tuned_is_refused(tiny_suspect, change, error, said):
 
 def test_a_mean_that_no_weight_can_hold_is_refused(tiny_suspect):
     with pytest.raises(NotInWeights):
-        tune(tiny_suspect("qwen3"), LOCATED, PROMPTS, ANSWERS, start="mean", steps=1)
+        tune(tiny_suspect("gemma2"), LOCATED, PROMPTS, ANSWERS, start="mean", steps=1)
 
 
 def test_good_answers_are_untriggered_prompts_with_what_a_clean_model_says():
