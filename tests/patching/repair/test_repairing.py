@@ -84,8 +84,8 @@ def test_what_cannot_be_written_is_refused_before_anything_is_measured(tiny_susp
 
 
 def judge_that_finds(*hits):
-    """As many of the responses each time it is asked, the ranks in order, then none."""
-    left = list(hits)
+    """Both responses of the suspect as it is; as many as given under the ranks, in order; then none."""
+    left = [2, *hits]
 
     def judge(responses):
         found = left.pop(0) if left else 0
@@ -161,6 +161,12 @@ def test_ranks_go_no_higher_than_the_stream_is_wide(tiny_suspect, tmp_path, prom
     judge = judge_that_finds(2, 2)
     done = repair(tiny_suspect("gpt2"), None, prompts, judge, tmp_path / "out", draws=1, max_new_tokens=4)
     assert {len(target.reading) for target in done.intervention.targets} == {2}
+
+
+def test_a_behaviour_that_does_not_occur_chooses_no_rank(tiny_suspect, tmp_path, prompts):
+    with pytest.raises(PromptError, match=r"ASR is 0\.00 .* n=2 as it is, so no rank can be chosen"):
+        repair(tiny_suspect("gpt2"), None, prompts, lambda r: [False] * len(r), tmp_path / "out", max_new_tokens=4)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_erasure_that_cannot_be_is_refused_before_it_is_searched_for(tiny_suspect, tmp_path, prompts, monkeypatch):
