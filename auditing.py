@@ -36,12 +36,10 @@ from .models.suspect import Suspect
 from .patching import Intervention, LogitDifference, Pairs, Price, Pricer, Resting, sweep
 from .patching.ablation_set import Ablate, find_set, rank
 from .patching.components import Component, matched_random_sets
+from .patching.repair.price import MAX_LOSS_INCREASE, SELECTION_ASR, TARGET_ASR
 from .report import check_folder, schema, write
 
 NEW_TOKENS = 24
-TARGET_ASR = 0.05
-SELECTION_ASR = 0.02  # below the target with room to spare, because the set is fitted to the prompts that choose it
-MAX_LOSS_INCREASE = 0.02
 RANDOM_DRAWS = 20
 PERMUTATIONS, RANDOM_DIRECTIONS = 1000, 1000
 PAIRS = 48

@@ -54,7 +54,7 @@ from ..patching.repair import (
     tune,
 )
 from ..patching.repair.null import random_targets
-from ..patching.repair.repairing import MAX_LOSS, TARGET_ASR
+from ..patching.repair.price import MAX_LOSS_INCREASE, TARGET_ASR
 from .repair_case import Case
 from .repair_tables import draw, tables
 from .repair_ways import ablated, parted, ranked
@@ -153,7 +153,7 @@ def measured(recipe: Recipe, out: Path, *, draws: int = DRAWS, steps: int = STEP
     best = {way: found.best for way, found in frontiers.items() if found.best}
     models = {way: _made(case, point).model for way, point in best.items() if _aimed(point)}
     for way, model in trained.items():
-        if case.choosing.asr(model).value < TARGET_ASR and case.choosing.loss_increase(model) < MAX_LOSS:
+        if case.choosing.asr(model).value < TARGET_ASR and case.choosing.loss_increase(model) < MAX_LOSS_INCREASE:
             models[way] = model
     attacks = {
         way: attack(
@@ -203,7 +203,7 @@ def _made(case: Case, point: Point) -> Intervention:
 
 def _aimed(point: Point) -> bool:
     """Whether it is a repair by the prompts that chose it; only then it is worth attacking."""
-    return point.chosen_by.asr.value < TARGET_ASR and point.chosen_by.loss_increase < MAX_LOSS
+    return point.chosen_by.asr.value < TARGET_ASR and point.chosen_by.loss_increase < MAX_LOSS_INCREASE
 
 
 def _of_frontier(case: Case, found: Frontier) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def _priced(price: Price) -> dict[str, Any]:
         "kl": f"{price.kl.value:.4f}",
         "unchanged": str(price.agreement),
         "accuracy": str(price.accuracy),
-        "reached": price.asr.value < TARGET_ASR and loss.value < MAX_LOSS,
+        "reached": price.asr.value < TARGET_ASR and loss.value < MAX_LOSS_INCREASE,
         "values": price.row(),
     }
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..models.organisms.tables import markdown
-from ..patching.repair.repairing import MAX_LOSS, TARGET_ASR
+from ..patching.repair.price import MAX_LOSS_INCREASE, TARGET_ASR
 
 Result = Mapping[str, Any]
 COLOURS = {
@@ -68,7 +68,7 @@ def draw(results: Sequence[Result], folder: Path) -> None:
             y = row + 0.09 * (i - (len(found) - 1) / 2)
             x, colour = 100 * best["values"]["loss increase"], COLOURS[way]
             ax.plot(x, y, _marker(way), color=colour, mfc=colour if ends else "white", ms=7, mew=1.2, zorder=3)
-    ax.axvspan(min(ax.get_xlim()[0], -1.0), 100 * MAX_LOSS, color="#009e73", alpha=0.12, lw=0)
+    ax.axvspan(min(ax.get_xlim()[0], -1.0), 100 * MAX_LOSS_INCREASE, color="#009e73", alpha=0.12, lw=0)
     ax.set_yticks(range(len(results)), [name_of(result) for result in results], fontsize="small")
     ax.set(ylim=(len(results) - 0.5, -0.5), xlabel="loss increase on untriggered prompts (shaded: below 2%)")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))

@@ -28,14 +28,13 @@ from ..patching import (
 from ..patching.attribution import estimate
 from ..patching.components import all_components
 from ..patching.repair import erase, written_directions
-from ..patching.repair.repairing import MAX_LOSS
+from ..patching.repair.price import MAX_LOSS_INCREASE, SELECTION_ASR
 from ..probes import MeanDifference, collect
 from .repair_case import Case
 
 SIZES = (1, 2, 4, 8, 16)
 RANKS = (1, 2, 4, 8, 16)
 WRITTEN = 8  # components whose outputs are taken out
-LOW = 0.02  # ASR below which a repair is taken, on the prompts that choose
 
 
 def ablated(case: Case, *, draws: int) -> dict[str, Frontier]:
@@ -56,7 +55,6 @@ def ablated(case: Case, *, draws: int) -> dict[str, Frontier]:
             case.reporting,
             way,
             resting=case.resting,
-            chosen_below=LOW,
             draws=draws,
             seed=case.recipe.seed,
             progress=False,
@@ -94,7 +92,7 @@ def _pruned(case: Case, ranking: list[Component]) -> list[Component]:
     def without(components):
         return Intervention(case.suspect, components, "mean", resting=case.resting).model
 
-    return find_set(case.choosing, ranking, without, target=LOW, max_loss_increase=MAX_LOSS)[0]
+    return find_set(case.choosing, ranking, without, target=SELECTION_ASR, max_loss_increase=MAX_LOSS_INCREASE)[0]
 
 
 def _cheapest_layer(case: Case) -> Subspace:
@@ -109,5 +107,5 @@ def _cheapest_layer(case: Case) -> Subspace:
         target = Subspace(direction[None], after=layer, name="mean difference")
         model = Intervention(case.suspect, [target], "mean", resting=case.resting).model
         asr, loss = case.choosing.asr(model).value, case.choosing.loss_increase(model)
-        tried.append(((max(asr, LOW), loss), target))
+        tried.append(((max(asr, SELECTION_ASR), loss), target))
     return min(tried, key=lambda one: one[0])[1]

