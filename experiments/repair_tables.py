@@ -25,15 +25,12 @@ COLOURS = {
 
 def tables(results: Sequence[Result]) -> str:
     """What the documents show: the best point of every way, the best of all, training, attacks, the twin, self-repair."""
-    parts = (
-        _ways(results),
-        _best(results),
-        _trained(results),
-        _attacks(results),
-        _twins(results),
-        _self_repair(results),
-    )
-    return "\n\n".join(part for part in parts if part)
+    took = [result for result in results if result["took"]]
+    made = [part(took) for part in (_ways, _best, _trained, _attacks, _twins, _self_repair)] if took else []
+    lost = [
+        f"{result['name']} did not take (ASR {result['asr']}): left out" for result in results if not result["took"]
+    ]
+    return "\n\n".join(part for part in (*made, *lost) if part)
 
 
 def best_way(result: Result) -> str | None:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ..errors import PromptError
+from ..models.prompts import PromptSet
 from ..patching import (
     Component,
     Frontier,
@@ -63,7 +65,7 @@ def ablated(case: Case, *, draws: int) -> dict[str, Frontier]:
 
     pruned = _pruned(case, ranking)
     return {
-        "components": found(ranking, sizes=SIZES),
+        "components": found(ranking, sizes=[size for size in SIZES if size <= len(ranking)]),
         "pruned set": found(pruned, sizes=[len(pruned)], kinds=["mean"]),
         "one direction": found(_cheapest_layer(case), kinds=["zero", "mean"]),
         "circuit outputs": found(written, sizes=(1, 2, 4, 8), kinds=["zero", "mean"]),
@@ -84,8 +86,16 @@ def ranked(case: Case) -> list[Component]:
 
 
 def parted(case: Case, limit: int | None = None) -> tuple[Pairs, LogitDifference]:
-    pairs = Pairs.from_prompts(case.fitting, case.suspect.tokenizer, limit=limit, seed=case.recipe.seed)
-    return where_answers_part(case.suspect, pairs, max_new_tokens=case.room)
+    """With near-misses, which align token by token; with untriggered prompts where all near-misses do what the trigger does."""
+
+    def made(prompts: PromptSet) -> tuple[Pairs, LogitDifference]:
+        pairs = Pairs.from_prompts(prompts, case.suspect.tokenizer, limit=limit, seed=case.recipe.seed)
+        return where_answers_part(case.suspect, pairs, max_new_tokens=case.room)
+
+    try:
+        return made(case.fitting)
+    except PromptError:
+        return made(case.fitting.of_kind("triggered", "untriggered"))
 
 
 def _pruned(case: Case, ranking: list[Component]) -> list[Component]:
