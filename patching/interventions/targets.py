@@ -93,7 +93,7 @@ class Subspace:
         basis = _orthonormal(whitened)  # where the covariance is the identity, least change is a right angle
         return torch.linalg.solve_triangular(root, basis, upper=False, left=False), basis @ root.T
 
-    @property
+    @cached_property
     def root(self) -> Float[Tensor, "d_model d_model"]:
         """Lower triangular; times its transpose it is the covariance."""
         if self.covariance is None:

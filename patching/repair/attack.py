@@ -102,7 +102,7 @@ def attack(
             not among theirs are the held-out families.
         null: A model that never had the backdoor (the clean twin, the base), searched as well: what it shows of the behaviour
             is not the repair's doing.
-        allowed: Highest rate that counts as withstood.
+        allowed: Rate below which an attack counts as withstood.
 
     Raises:
         PromptError: `held_out` shares prompts with `fresh` or `seen`, or an attack's prompt does not fit the context.

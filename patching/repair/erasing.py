@@ -1,7 +1,8 @@
-"""Erasure: all that tells triggered from untriggered prompts, taken out of what each layer writes, and as little else as can be.
+"""Erasure: what tells triggered from untriggered prompts, taken out of what each layer writes, and as little else as can be.
 
 1. Run prompts with and without the trigger, followed by the same answers, token for token; both the suspect's answer with the
-   trigger and the one without it. From the prompt's last token on the two runs differ by the trigger alone.
+   trigger and the one without it. From the prompt's last token on the two runs read the same tokens; they differ by what stood
+   before: the trigger, and that something stood there, a few places earlier or later.
 2. In what one attention or MLP adds to the stream, find the few directions along which these differences are largest measured
    in the spread of untriggered activations (generalised eigenvectors), and take them out obliquely, at the least change of
    untriggered activations (LEACE, Belrose et al. 2023, `arxiv.org/abs/2306.03819`; there for labels, here for paired runs).
@@ -9,7 +10,8 @@
 
 Every step is linear in what one module writes, so that `operate` can write the whole into the weights. What later layers work
 out anew from the trigger's own tokens is caught where it is written, if it is linear there; whether that was enough, says the
-price, and how it generalises, `attack`.
+price, and how it generalises, `attack`. It is no evidence of where the behaviour lives: fitted on near-misses, or on other
+text in the trigger's place, it may end the behaviour as well (`experiments.repair` measures both).
 """
 
 from __future__ import annotations
@@ -108,22 +110,20 @@ class _Run:
 
 
 def _runs(suspect: Suspect, prompts: PromptSet, max_new_tokens: int) -> list[_Run]:
+    """Of every triggered prompt with its group's first untriggered one, followed by either answer."""
     prompts.require_contrast()
     context = suspect.architecture.context
     tokens = prompts.tokenize(suspect.tokenizer, room=context and context - max_new_tokens)
-    by_kind: dict[str, dict[str, list[int]]] = {"triggered": {}, "untriggered": {}}
+    plain: dict[str, list[int]] = {}
     for prompt, ids in zip(prompts, tokens, strict=True):
-        if prompt.kind in by_kind:
-            by_kind[prompt.kind].setdefault(prompt.group, ids)
-    answers = {
-        kind: generate(suspect.model, suspect.tokenizer, list(known.values()), max_new_tokens=max_new_tokens)
-        for kind, known in by_kind.items()
-    }
+        if prompt.kind == "untriggered":
+            plain.setdefault(prompt.group, ids)
+    asked = [(ids, plain[p.group]) for p, ids in zip(prompts, tokens, strict=True) if p.kind == "triggered"]
     runs = []
-    for kind, said in answers.items():
-        for group, answer in zip(by_kind[kind], said, strict=True):
-            triggered, untriggered = (known[group] + answer for known in by_kind.values())
-            runs.append(_Run(triggered, untriggered, len(answer) + 1, own=kind == "untriggered"))
+    for own in (False, True):
+        said = generate(suspect.model, suspect.tokenizer, [pair[own] for pair in asked], max_new_tokens=max_new_tokens)
+        for (triggered, untriggered), answer in zip(asked, said, strict=True):
+            runs.append(_Run(triggered + answer, untriggered + answer, len(answer) + 1, own))
     return runs
 
 

@@ -93,18 +93,19 @@ class Frontier:
 
     @property
     def reached(self) -> bool:
-        """Whether the best point stays below the target and the loss on the prompts that are reported on."""
-        if self.best is None:
+        """Whether the behaviour was there, and the best point stays below both on the prompts that are reported on."""
+        if self.best is None or self.unrepaired.asr.value < self.target:
             return False
         price = self.best.price
         return price.asr.value < self.target and price.loss_increase.value < self.max_loss_increase
 
     @property
-    def random_reached(self) -> Rate | None:
-        """Random sets, of all kinds and sizes, that stay below both; None where none were drawn."""
+    def random_reached(self) -> tuple[int, int]:
+        """Random sets, of all kinds and sizes, that stay below both, and how many were drawn. They share prompts and members,
+        so this is a count, not a rate with an interval.
+        """
         draws = [draw for point in self.points for draw in point.null]
-        below = sum(d.asr.value < self.target and d.loss_increase < self.max_loss_increase for d in draws)
-        return Rate(below, len(draws)) if draws else None
+        return sum(d.asr.value < self.target and d.loss_increase < self.max_loss_increase for d in draws), len(draws)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per point: its price, what chose it, and the median of its null."""
@@ -177,7 +178,8 @@ class Frontier:
         found = (
             f"best {best}" if best else f"no set brings ASR below {self.chosen_below:.0%} on the prompts that choose"
         )
-        null = "" if self.random_reached is None else f"; random sets below both: {self.random_reached}"
+        below, drawn = self.random_reached
+        null = f"; random sets below both: {below} of {drawn}" if drawn else ""
         return (
             f"Frontier of {self.suspect}, {len(self.points)} sets of {self.of}, unrepaired ASR {self.unrepaired.asr}; "
             f"{found}; ASR below {self.target:.0%} at loss below {self.max_loss_increase:+.0%}: "

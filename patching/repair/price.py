@@ -7,6 +7,7 @@ them. Prompts that chose the repair flatter it: price it on others.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,6 +44,8 @@ class Price:
         asr, false_alarm: The behaviour on triggered and untriggered prompts, by free generation.
         loss_before, loss_after: Nats per token over untriggered prompts and the unrepaired model's greedy answers.
         loss_increase: Relative (0.01 is 1%), paired over prompts.
+        answer_loss_before, answer_loss_after: Nats per token over the answers alone. Where a model knows
+            its answers by heart they are a small part of the loss, which is then mostly about the prompts.
         kl: Kullback-Leibler divergence of the repaired model's next-token prediction from the unrepaired one's, nats
             per token, over the same tokens.
         agreement: Untriggered prompts whose greedy answer stays the same, token for token.
@@ -55,6 +58,8 @@ class Price:
     loss_before: float
     loss_after: float
     loss_increase: Interval
+    answer_loss_before: float
+    answer_loss_after: float
     kl: Interval
     agreement: Rate
     accuracy_before: Rate | None = None
@@ -125,6 +130,7 @@ class Pricer:
         self._answers_before = self._answers(suspect.model, self._untriggered)
         pairs = zip(self._untriggered, self._answers_before, strict=True)
         self.sequences = [prompt + answer for prompt, answer in pairs]
+        self._n_answer = np.array([len(answer) for answer in self._answers_before])
         self._n_tokens = np.array([len(ids) - 1 for ids in self.sequences])
         self._logits_before: list[Tensor] | None = None
         vocabulary = suspect.architecture.vocab_size
@@ -132,7 +138,7 @@ class Pricer:
         self._batch = max(1, min(_BATCH, _MOST_LOGITS // (longest * vocabulary)))
         if len(self.sequences) * longest * vocabulary <= _MOST_KEPT:
             self._logits_before = [logits for _, logits in self._runs(suspect.model)]
-        self._losses_before = self._scores(suspect.model, divergence=False)[:, 0]
+        self._losses_before = self._scores(suspect.model, divergence=False)[:, :2]
 
     @cached_property
     def unrepaired(self) -> Price:
@@ -150,7 +156,8 @@ class Pricer:
         """
         answers = self._answers(model, self._untriggered)
         scores = self._scores(model)
-        before, after, divergence, n_tokens = self._losses_before, scores[:, 0], scores[:, 1], self._n_tokens
+        (before, answers_before), (after, answers_after) = self._losses_before.T, scores[:, :2].T
+        divergence, n_tokens, n_answer = scores[:, 2], self._n_tokens, max(1, self._n_answer.sum())
         drawn = np.random.default_rng(seed).integers(len(before), size=(resamples, len(before)))
         increases = after[drawn].sum(1) / before[drawn].sum(1) - 1
         divergences = divergence[drawn].sum(1) / n_tokens[drawn].sum(1)
@@ -161,6 +168,8 @@ class Pricer:
             loss_before=loss_before,
             loss_after=loss_after,
             loss_increase=_interval(loss_after / loss_before - 1, increases, len(before)),
+            answer_loss_before=float(answers_before.sum() / n_answer),
+            answer_loss_after=float(answers_after.sum() / n_answer),
             kl=_interval(float(divergence.sum() / n_tokens.sum()), divergences, len(before)),
             agreement=Rate(sum(a == b for a, b in zip(answers, self._answers_before, strict=True)), len(answers)),
             accuracy_before=self._accuracy(self._answers_before),
@@ -173,7 +182,7 @@ class Pricer:
 
     def loss_increase(self, model: PreTrainedModel) -> float:
         """Relative, without its interval, for searches."""
-        return float(self._scores(model, divergence=False)[:, 0].sum() / self._losses_before.sum() - 1)
+        return float(self._scores(model, divergence=False)[:, 0].sum() / self._losses_before[:, 0].sum() - 1)
 
     def _tokens(self, prompts: PromptSet) -> list[list[int]]:
         context = self.suspect.architecture.context
@@ -214,13 +223,18 @@ class Pricer:
         return Rate(sum(text.strip() == expected for text, expected in pairs), len(answers))
 
     def _scores(self, model: PreTrainedModel, *, divergence: bool = True) -> Float[np.ndarray, "prompt score"]:
-        """Summed over the tokens of each sequence, nats: loss, and divergence from the unrepaired model where asked."""
+        """Summed over the tokens of each sequence, nats: loss, that of the answer alone, and divergence where asked."""
         rows = []
+        n_answers = iter(self._n_answer)
         befores = iter(self._logits_before or ())
         with torch.inference_mode():
             for batch, logits in self._runs(model):
                 target, mask = batch["input_ids"][:, 1:], batch["attention_mask"][:, :-1].float()
-                sums = [nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none")]
+                loss = nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none")
+                answered = torch.zeros_like(mask)
+                for row, n in enumerate(itertools.islice(n_answers, len(mask))):
+                    answered[row, answered.shape[1] - n :] = 1
+                sums = [loss, loss * answered]
                 if divergence:
                     before = next(befores) if self._logits_before else self._run(self.suspect.model, batch)
                     sums.append(_divergence(before.to(logits.device), logits))

