@@ -165,8 +165,8 @@ def test_prompts_that_were_seen_are_refused(suspect):
     ("hits", "before", "null", "verdict"),
     [
         (0, 100, None, "holds"),
-        (5, 100, None, "holds"),
-        (6, 100, None, "fails"),
+        (4, 100, None, "holds"),
+        (5, 100, None, "fails"),
         (0, 19, None, "not informative"),
         (0, 20, None, "holds"),
         (6, 0, None, "fails"),  # a repair may make things worse

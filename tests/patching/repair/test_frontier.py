@@ -101,7 +101,7 @@ def test_one_seed_gives_one_frontier(sides, by_components):
 
 def a_price(asr, loss, n=100):
     within = Interval(loss, loss - 0.01, loss + 0.01, n)
-    return Price(Rate(asr, n), Rate(0, n), 1.0, 1 + loss, within, within, Rate(n, n))
+    return Price(Rate(asr, n), Rate(0, n), 1.0, 1 + loss, within, 0.1, 0.1, within, Rate(n, n))
 
 
 def a_point(kind, size, chosen_by, reported, null=()):

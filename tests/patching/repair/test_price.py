@@ -46,7 +46,7 @@ def test_every_figure_is_what_one_prompt_at_a_time_in_plain_transformers_gives(
 ):
     suspect, model = tiny_suspect(architecture), changed(architecture)
     tokenizer, untriggered = suspect.tokenizer, list(prompts.of_kind("untriggered"))
-    rows, same, said, right, right_before = [], 0, [], 0, 0
+    rows, in_answers, same, said, right, right_before = [], [], 0, [], 0, 0
     # Three groups expect what the variant says, the others what the suspect says; bytes that are no text expect else.
     answers = {}
     for i, prompt in enumerate(untriggered):
@@ -60,6 +60,8 @@ def test_every_figure_is_what_one_prompt_at_a_time_in_plain_transformers_gives(
             logits = [m(torch.tensor([before])).logits[0, :-1].double().log_softmax(-1) for m in (suspect.model, model)]
         targets = torch.tensor(before[1:])[:, None]
         losses = [-float(scores.gather(1, targets).sum()) for scores in logits]
+        answered = [-float(scores.gather(1, targets)[len(ids) - 1 :].sum()) for scores in logits]
+        in_answers.append([*answered, len(before) - len(ids)])
         rows.append([*losses, float((logits[0].exp() * (logits[0] - logits[1])).sum()), len(targets)])
         same += before == after
         said.append(tokenizer.decode(after[len(ids) :]))
@@ -70,13 +72,16 @@ def test_every_figure_is_what_one_prompt_at_a_time_in_plain_transformers_gives(
     ]
     everything = [*said, *said_triggered]
     behaviour = min("".join(everything), key=lambda c: abs(sum(c in text for text in everything) - 12))
-    before, after, divergence, n = np.array(rows).sum(0)
+    before, after, divergence, n_tokens = np.array(rows).sum(0)
 
     found = Pricer(suspect, prompts, behaviour, answers=answers, max_new_tokens=NEW).price(model)
-    assert found.loss_before == pytest.approx(before / n, rel=1e-5)
-    assert found.loss_after == pytest.approx(after / n, rel=1e-5)
+    assert found.loss_before == pytest.approx(before / n_tokens, rel=1e-5)
+    assert found.loss_after == pytest.approx(after / n_tokens, rel=1e-5)
     assert found.loss_increase.value == pytest.approx(after / before - 1, abs=1e-5)
-    assert found.kl.value == pytest.approx(divergence / n, rel=1e-3)
+    before, after, n_answer = np.array(in_answers).sum(0)
+    assert found.answer_loss_before == pytest.approx(before / n_answer, rel=1e-5)
+    assert found.answer_loss_after == pytest.approx(after / n_answer, rel=1e-5)
+    assert found.kl.value == pytest.approx(divergence / n_tokens, rel=1e-3)
     assert found.agreement == Rate(same, 12)
     assert found.accuracy == Rate(right, 12) and found.accuracy_before == Rate(right_before, 12)
     assert found.asr == Rate(sum(behaviour in text for text in said_triggered), 12)
