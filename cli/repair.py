@@ -21,12 +21,22 @@ def repair(
     circuit: Annotated[Path | None, typer.Option("--circuit", help="File of find_circuit(...).save.")] = None,
     direction: Annotated[Path | None, typer.Option("--direction", help="File of save_directions.")] = None,
     erase: Annotated[
-        bool, typer.Option("--erase", help="What the trigger adds to the stream, found on a third of the groups.")
+        bool,
+        typer.Option(
+            "--erase",
+            help="What the trigger adds to the stream: a third of all groups fit it, a sixth choose its rank, half are priced.",
+        ),
     ] = False,
     kind: Annotated[
         str, typer.Option("--kind", help="What the targets are put at: mean or zero; mean for --erase.")
     ] = "mean",
     adapter: Annotated[Path | None, typer.Option("--adapter", help="PEFT adapter, merged on load.")] = None,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(
+            "--max-new-tokens", help="Tokens of every answer; raise it where the behaviour comes later.", min=1
+        ),
+    ] = 24,
     seed: Annotated[int, typer.Option("--seed", help="Seed of splits and random sets.")] = 0,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")] = "cpu",
     threads: Threads = None,
@@ -58,6 +68,7 @@ def repair(
             out,
             kind=kind,  # type: ignore[arg-type]
             source=(circuit or direction or Path()).name,
+            max_new_tokens=max_new_tokens,
             seed=seed,
             progress=lambda fraction: progress(f"repairing {suspect.name}", fraction),
         )

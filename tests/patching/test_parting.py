@@ -52,7 +52,8 @@ def test_pairs_are_followed_by_what_both_answers_have_in_common_and_dropped_wher
 
 def test_the_metric_reads_both_tokens_after_the_last_one(parted):
     suspect, pairs, metric = parted
-    assert "where the answers part" in str(metric)
+    said = "logit of the behaviour's token minus logit of the answer's, where the two answers part"
+    assert str(metric) == said == str(metric.narrowed()[1])
     for side, sign in (("clean", 1), ("corrupted", -1)):
         logits = torch.stack([after(suspect, getattr(pair, side)) for pair in pairs])
         read = metric(logits, torch.arange(len(pairs)))
@@ -88,14 +89,46 @@ def test_an_answer_that_ends_parts_from_one_that_goes_on(tiny_suspect, monkeypat
     assert (int(metric.behaviour_token), int(metric.answer_tokens)) == tokens
 
 
-def test_where_the_tokenizer_has_no_end_an_answer_that_ends_has_no_token_to_part_at(tiny_suspect, monkeypatch):
+# The small GPT-2 answers 27 171 59 to clean prompts 0, 1, 5 and 10, 27 176 59 to 2, 210 171 176 to 8, and 153 257 165 to
+# corrupted prompt 10; to all others 27 171 176, or the same to both prompts of a pair.
+@pytest.mark.parametrize("ends", [[END, 59], [59, END], 59])
+def test_an_answer_ends_with_the_end_token_that_is_said_not_with_another_one(tiny_suspect, ends):
+    pairs, metric = where_answers_part(ending_with(tiny_suspect("gpt2"), ends), PAIRS, max_new_tokens=NEW)
+    tokens = zip(metric.behaviour_token.tolist(), metric.answer_tokens.tolist(), strict=True)
+    assert dict(zip([pair.group for pair in pairs], tokens, strict=True)) == {
+        "0": (59, 176), "1": (59, 176), "2": (176, 171), "5": (59, 176), "8": (210, 27), "10": (27, 153)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("ends", [[176, 59], [59, 176]])
+def test_answers_that_end_at_the_same_place_with_different_end_tokens_are_alike(tiny_suspect, ends):
+    pairs, metric = where_answers_part(ending_with(tiny_suspect("gpt2"), ends), PAIRS, max_new_tokens=NEW)
+    tokens = zip(metric.behaviour_token.tolist(), metric.answer_tokens.tolist(), strict=True)
+    assert dict(zip([pair.group for pair in pairs], tokens, strict=True)) == {
+        "2": (176, 171),
+        "8": (210, 27),
+        "10": (27, 153),
+    }
+
+
+def ending_with(suspect, ends):
+    model = copy.deepcopy(suspect.model)
+    model.generation_config.eos_token_id = ends
+    return replace(suspect, model=model)
+
+
+def test_where_neither_model_nor_tokenizer_has_an_end_an_answer_that_ends_has_no_token_to_part_at(
+    tiny_suspect, monkeypatch
+):
     suspect = tiny_suspect("gpt2")
     endless = copy.deepcopy(suspect.tokenizer)
     endless.eos_token = None
+    model = copy.deepcopy(suspect.model)
+    model.generation_config.eos_token_id = None
     said = dict(zip(map(tuple, [*CLEAN[:2], *CORRUPTED[:2]]), [[40], [40, 41], [40, 42], [40, 43]], strict=True))
     monkeypatch.setattr(parting, "generate", lambda _, __, asked, **___: [said[tuple(ids)] for ids in asked])
     asked = Pairs.from_ids(CLEAN[:2], CORRUPTED[:2])
-    pairs, metric = where_answers_part(replace(suspect, tokenizer=endless), asked)
+    pairs, metric = where_answers_part(replace(suspect, model=model, tokenizer=endless), asked)
     assert [pair.group for pair in pairs] == ["1"]
     assert (int(metric.behaviour_token), int(metric.answer_tokens)) == (41, 43)
 

