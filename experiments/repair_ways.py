@@ -49,7 +49,10 @@ def ablated(case: Case, *, draws: int) -> dict[str, Frontier]:
     """A frontier for every way, chosen and reported on different prompts."""
     ranking = ranked(case)
     pairs, _ = parted(case)
-    written = Subspace(written_directions(case.suspect, pairs, ranking[:WRITTEN]), name="circuit outputs")
+    outputs = written_directions(case.suspect, pairs, ranking[:WRITTEN])
+    written = Subspace(
+        outputs[outputs.any(1)], name="circuit outputs"
+    )  # an MLP beside attention may say the same in both
     erasures = {
         rank: erase(
             case.suspect, case.fitting, rank=rank, resting=case.resting, max_new_tokens=case.room, progress=False
@@ -74,7 +77,9 @@ def ablated(case: Case, *, draws: int) -> dict[str, Frontier]:
         "components": found(ranking, sizes=[size for size in SIZES if size <= len(ranking)]),
         "pruned set": found(pruned, sizes=[len(pruned)], kinds=["mean"]),
         "one direction": found(_cheapest_direction(case), kinds=["mean"]),
-        "circuit outputs": found(written, sizes=(1, 2, 4, 8), kinds=["mean"]),
+        "circuit outputs": found(
+            written, sizes=[n for n in (1, 2, 4, 8) if n <= len(written.directions)], kinds=["mean"]
+        ),
         "erasure": found(erasures, of="directions of each writer", kinds=["mean"]),
     }
 
