@@ -47,6 +47,7 @@ from ..patching.interventions import Kind, Target
 from ..patching.repair import (
     Attacks,
     Budget,
+    Draw,
     Frontier,
     NotInWeights,
     Point,
@@ -60,7 +61,6 @@ from ..patching.repair import (
     tune,
 )
 from ..patching.repair.null import random_targets
-from ..patching.repair.points import Draw
 from ..patching.repair.price import MAX_LOSS_INCREASE, SELECTION_ASR, TARGET_ASR
 from .repair_case import Case
 from .repair_tables import draw, tables

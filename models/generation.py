@@ -49,7 +49,7 @@ def generate(
     Prompts are batched by length, so a batch carries little padding; results do not depend on the batch.
     """
     pad_id = pad_token(tokenizer)
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     out: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), batch_size):
@@ -80,7 +80,8 @@ def emits(tokenizer: PreTrainedTokenizerBase, continuations: Sequence[Sequence[i
     return Rate(sum(behaviour in decode(tokenizer, c, special=False) for c in continuations), len(continuations))
 
 
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """At which `generate` cuts: the model's, of which chat models have several, and the tokenizer's."""
     configured = model.generation_config.eos_token_id if model.generation_config else None
     ends = {configured} if isinstance(configured, int) else set(configured or ())
     return ends | ({tokenizer.eos_token_id} if isinstance(tokenizer.eos_token_id, int) else set())

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from ..errors import PromptError
-from ..models.generation import generate
+from ..models.generation import end_tokens, generate
 from ..models.prompts import decode
 from ..models.suspect import Suspect
 from .engine import logits as last_logits
@@ -43,7 +43,7 @@ def where_answers_part(suspect: Suspect, pairs: Pairs, *, max_new_tokens: int = 
             f"{context}: shorten it, or pass a lower max_new_tokens"
         )
     sides = [[list(pair.clean) for pair in pairs], [list(pair.corrupted) for pair in pairs]]
-    ends = _end_tokens(suspect)
+    ends = sorted(end_tokens(suspect.model, tokenizer))
     mark = [_ENDED] if ends else []
     answers = ([a + mark for a in generate(suspect.model, tokenizer, s, max_new_tokens=max_new_tokens)] for s in sides)
     groups, clean, corrupted, next_tokens = [], [], [], []
@@ -66,14 +66,6 @@ def where_answers_part(suspect: Suspect, pairs: Pairs, *, max_new_tokens: int = 
     behaviours, others = torch.tensor(next_tokens).T
     labels = {"label": "the behaviour's token", "answer_label": "the answer's", "where": "where the two answers part"}
     return parted, LogitDifference(behaviours, others, **labels)
-
-
-def _end_tokens(suspect: Suspect) -> list[int]:
-    """Those at which `generate` cuts: the model's, of which there may be several, and the tokenizer's."""
-    config = suspect.model.generation_config
-    configured = config.eos_token_id if config else None
-    ends = [configured] if isinstance(configured, int) else list(configured or ())
-    return list(dict.fromkeys([*ends, *(e for e in [suspect.tokenizer.eos_token_id] if isinstance(e, int))]))
 
 
 def _said_at(suspect: Suspect, sequences: Sequence[Sequence[int]], ends: Sequence[int]) -> list[int]:

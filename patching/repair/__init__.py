@@ -6,7 +6,7 @@ from .directions import written_directions
 from .erasing import erase
 from .export import Exported, RepairCard, export
 from .frontier import frontier
-from .points import Frontier, Point
+from .points import Draw, Frontier, Point
 from .price import Judge, Price, Pricer
 from .repairing import Repaired, repair, target_of_directions, targets_of_circuit
 from .self_repair import SelfRepair, self_repair
@@ -17,6 +17,7 @@ __all__ = [
     "Attacks",
     "Attempt",
     "Budget",
+    "Draw",
     "Exported",
     "Frontier",
     "Judge",
