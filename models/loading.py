@@ -41,7 +41,7 @@ def load(
     Raises:
         CheckpointError: The model cannot be examined; the message says what is wrong and how to mend it.
     """
-    folder = _local(path_or_id)
+    folder = local_folder(path_or_id)
     check_files(folder)
     with quietly():
         model = _model(folder, dtype)
@@ -57,16 +57,12 @@ def load(
     return Suspect(name + (f"+{Path(adapter).name}" if adapter else ""), model, tokenizer, hash_weights(model))
 
 
-def hash_weights(model: PreTrainedModel) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of all tensors, first 16 hex digits."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+def local_folder(path_or_id: str | Path) -> Path:
+    """Where a checkpoint lies: the folder itself, or what the hub hands out for an id, fetched where it is not here yet.
 
-
-def _local(path_or_id: str | Path) -> Path:
+    Raises:
+        CheckpointError: The hub hands out no such model.
+    """
     path = Path(path_or_id)
     if path.exists() or isinstance(path_or_id, Path) or str(path_or_id).count("/") != 1 or str(path_or_id)[0] in "./~":
         return path
@@ -80,6 +76,15 @@ def _local(path_or_id: str | Path) -> Path:
         raise CheckpointError(
             f"{path_or_id}: neither a folder here nor a model that the hub hands out ({reason})"
         ) from None
+
+
+def hash_weights(model: PreTrainedModel) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of all tensors, first 16 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:

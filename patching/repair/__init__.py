@@ -6,8 +6,8 @@ from .directions import written_directions
 from .erasing import erase
 from .export import Exported, RepairCard, export
 from .frontier import frontier
-from .points import Draw, Frontier, Point
-from .price import Judge, Price, Pricer
+from .points import Frontier, Point
+from .price import Draw, Judge, Price, Pricer
 from .repairing import Repaired, repair, target_of_directions, targets_of_circuit
 from .self_repair import SelfRepair, self_repair
 from .surgery import NotInWeights, operate

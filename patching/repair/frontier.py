@@ -22,7 +22,7 @@ from ..components import Component
 from ..interventions import Intervention, Kind, Resting, Subspace, Target
 from ..progress import Progress, shown
 from .null import random_targets
-from .points import KINDS, Draw, Frontier, Point
+from .points import KINDS, Frontier, Point
 from .price import MAX_LOSS_INCREASE, SELECTION_ASR, TARGET_ASR, Pricer
 
 Ranking = Sequence[Component] | Subspace | Mapping[int, Sequence[Target]]
@@ -85,10 +85,10 @@ def frontier(
         for kind in kinds:
             for size in sorted(set(sizes)):
                 targets = _first(ranking, size)
-                chosen_by = _draw(choosing, ablated(targets, kind))
+                chosen_by = choosing.draw(ablated(targets, kind))
                 price = reporting.price(ablated(targets, kind), seed=seed)
                 null = [
-                    _draw(reporting, ablated(drawn, kind))
+                    reporting.draw(ablated(drawn, kind))
                     for drawn in random_targets(targets, suspect.architecture, draws=draws, seed=seed)
                 ]
                 points.append(Point(kind, size, tuple(targets), chosen_by, price, tuple(null)))
@@ -119,7 +119,3 @@ def _first(ranking: Ranking, size: int) -> list[Target]:
     if isinstance(ranking, Subspace):
         return [replace(ranking, directions=ranking.directions[:size])]
     return list(ranking[:size])
-
-
-def _draw(pricer: Pricer, model: PreTrainedModel) -> Draw:
-    return Draw(pricer.asr(model), pricer.loss_increase(model))

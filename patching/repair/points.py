@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 import pandas as pd
 
-from ...models.generation import Rate
 from ..interventions import Kind, Target
-from .price import Price
+from .price import Draw, Price
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,14 +18,6 @@ if TYPE_CHECKING:
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _COLOURS: dict[Kind, str] = {"zero": "#d55e00", "mean": "#0072b2", "mean by position": "#009e73", "resample": "#cc79a7"}
 _MARKERS: dict[Kind, str] = {"zero": "o", "mean": "s", "mean by position": "D", "resample": "v"}
-
-
-@dataclass(frozen=True)
-class Draw:
-    """What ablating a random set does: ASR, and relative increase of the loss."""
-
-    asr: Rate
-    loss_increase: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +41,7 @@ class Point:
     @property
     def as_good(self) -> int:
         """Random sets that leave no more of the behaviour and cost no more."""
-        loss = self.price.loss_increase.value
-        return sum(draw.asr.value <= self.price.asr.value and draw.loss_increase <= loss for draw in self.null)
+        return self.price.equalled_by(self.null)
 
     def __str__(self) -> str:
         return f"{self.kind}, {', '.join(map(str, self.targets))}: {self.price}"
@@ -96,8 +86,7 @@ class Frontier:
         """Whether the behaviour was there, and the best point stays below both on the prompts that are reported on."""
         if self.best is None or self.unrepaired.asr.value < self.target:
             return False
-        price = self.best.price
-        return price.asr.value < self.target and price.loss_increase.value < self.max_loss_increase
+        return self.best.price.draw.below(self.target, self.max_loss_increase)
 
     @property
     def random_reached(self) -> tuple[int, int]:
@@ -105,7 +94,7 @@ class Frontier:
         so this is a count, not a rate with an interval.
         """
         draws = [draw for point in self.points for draw in point.null]
-        return sum(d.asr.value < self.target and d.loss_increase < self.max_loss_increase for d in draws), len(draws)
+        return sum(draw.below(self.target, self.max_loss_increase) for draw in draws), len(draws)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per point: its price, what chose it, and the median of its null."""

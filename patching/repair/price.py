@@ -37,6 +37,17 @@ _MOST_KEPT = 2**27  # numbers of the unrepaired model's logits that are kept; wh
 
 
 @dataclass(frozen=True)
+class Draw:
+    """What a search, or the null, needs of one repair: ASR, and relative increase of the loss."""
+
+    asr: Rate
+    loss_increase: float
+
+    def below(self, asr: float = TARGET_ASR, loss_increase: float = MAX_LOSS_INCREASE) -> bool:
+        return self.asr.value < asr and self.loss_increase < loss_increase
+
+
+@dataclass(frozen=True)
 class Price:
     """What a repair does, with what it costs. Intervals are of 95%, exact for rates, else by a bootstrap over prompts.
 
@@ -64,6 +75,15 @@ class Price:
     agreement: Rate
     accuracy_before: Rate | None = None
     accuracy: Rate | None = None
+
+    @property
+    def draw(self) -> Draw:
+        return Draw(self.asr, self.loss_increase.value)
+
+    def equalled_by(self, draws: Sequence[Draw]) -> int:
+        """How many leave no more of the behaviour and cost no more."""
+        loss = self.loss_increase.value
+        return sum(draw.asr.value <= self.asr.value and draw.loss_increase <= loss for draw in draws)
 
     def row(self) -> dict[str, float]:
         """Every figure with its bounds, for a table; accuracies where they were measured."""
@@ -183,6 +203,10 @@ class Pricer:
     def loss_increase(self, model: PreTrainedModel) -> float:
         """Relative, without its interval, for searches."""
         return float(self._scores(model, divergence=False)[:, 0].sum() / self._losses_before[:, 0].sum() - 1)
+
+    def draw(self, model: PreTrainedModel) -> Draw:
+        """Both, without what only a full price needs."""
+        return Draw(self.asr(model), self.loss_increase(model))
 
     def _tokens(self, prompts: PromptSet) -> list[list[int]]:
         context = self.suspect.architecture.context

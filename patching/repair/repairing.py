@@ -24,8 +24,7 @@ from ..progress import Progress, shown
 from .erasing import WRITERS, erase
 from .export import Exported, check_folder, export
 from .null import random_targets
-from .points import Draw
-from .price import MAX_LOSS_INCREASE, SELECTION_ASR, TARGET_ASR, Judge, Price, Pricer
+from .price import MAX_LOSS_INCREASE, SELECTION_ASR, TARGET_ASR, Draw, Judge, Price, Pricer
 from .surgery import operate
 
 RANKS = (1, 2, 4, 8, 16)  # of an erasure, in the order in which they are tried
@@ -59,7 +58,7 @@ class Repaired:
     @property
     def as_good(self) -> int:
         """Random sets that leave no more of the behaviour and cost no more."""
-        return _as_good(self.after, self.random)
+        return self.after.equalled_by(self.random)
 
     def __repr__(self) -> str:
         return (
@@ -75,20 +74,13 @@ _AIM = f"ASR below {TARGET_ASR:.0%} at a loss increase below {MAX_LOSS_INCREASE:
 
 
 def _reached(before: Price, after: Price) -> bool:
-    if before.asr.value < TARGET_ASR:
-        return False
-    return after.asr.value < TARGET_ASR and after.loss_increase.value < MAX_LOSS_INCREASE
+    return before.asr.value >= TARGET_ASR and after.draw.below()
 
 
 def _said(before: Price, after: Price) -> str:
     if before.asr.value < TARGET_ASR:
         return "it was below before, so nothing is shown: check trigger and behaviour, or raise --max-new-tokens"
     return "yes" if _reached(before, after) else "no, so this is no repair"
-
-
-def _as_good(after: Price, random: Sequence[Draw]) -> int:
-    loss = after.loss_increase.value
-    return sum(draw.asr.value <= after.asr.value and draw.loss_increase <= loss for draw in random)
 
 
 def _beside(after: Price, random: Sequence[Draw]) -> str:
@@ -99,7 +91,7 @@ def _beside(after: Price, random: Sequence[Draw]) -> str:
     return (
         f"{len(random)} random set{'s' if len(random) > 1 else ''}: ASR median {np.median(asr):.2f} ({min(asr):.2f} to "
         f"{max(asr):.2f}), loss increase median {np.median(loss):+.1%} ({min(loss):+.1%} to {max(loss):+.1%}), "
-        f"as good: {_as_good(after, random)} of {len(random)}"
+        f"as good: {after.equalled_by(random)} of {len(random)}"
     )
 
 
@@ -189,7 +181,7 @@ def repair(
         null = random_targets(targets, suspect.architecture, draws=draws, seed=seed)
         for i, drawn in enumerate(null):
             model = Intervention(suspect, drawn, kind, resting=resting).model
-            random.append(Draw(pricer.asr(model), pricer.loss_increase(model)))
+            random.append(pricer.draw(model))
             report(searching + (1 - searching) * (0.3 + 0.6 * (i + 1) / len(null)))
         notes |= {
             "ASR before": str(before.asr),
