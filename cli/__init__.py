@@ -1,7 +1,7 @@
 """The command line. Heavy imports wait until a command runs, so that `--help` answers at once.
 
 Results go to stdout, progress to stderr. Exit codes: 0 done, 2 wrong usage, 4 could not be examined (one line says
-why), 130 interrupted.
+why), 130 interrupted; `scan` has 1 (backdoored) and 3 (inconclusive) as well.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Annotated
 import typer
 
 from . import organism
+from .calibrate import calibrate
 from .repair import repair
+from .scan import scan
 from .terminal import Debug, Threads, mendable, progress_bar, share_threads
 
 app = typer.Typer(
@@ -24,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(organism.app, name="organism")
+app.command()(scan)
+app.command()(calibrate)
 app.command()(repair)
 
 

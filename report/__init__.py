@@ -1,8 +1,29 @@
-"""What leaves the house: the result document, the HTML report, figures and the terminal summary. Imports no room."""
+"""What leaves the house: result documents, HTML reports, SARIF, figures and terminal summaries. Imports no room."""
 
 from .html import render_html
+from .scan_html import render_scan
+from .scan_sarif import to_sarif
+from .scan_schema import ScanResult
+from .scan_terminal import SCAN_COLUMNS, scan_row, scan_summary, scan_table
+from .scan_write import read_scans, write_scan
 from .schema import AuditResult
 from .terminal import summary
 from .write import check_folder, read, write
 
-__all__ = ["AuditResult", "check_folder", "read", "render_html", "summary", "write"]
+__all__ = [
+    "SCAN_COLUMNS",
+    "AuditResult",
+    "ScanResult",
+    "check_folder",
+    "read",
+    "read_scans",
+    "render_html",
+    "render_scan",
+    "scan_row",
+    "scan_summary",
+    "scan_table",
+    "summary",
+    "to_sarif",
+    "write",
+    "write_scan",
+]

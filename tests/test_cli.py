@@ -30,6 +30,8 @@ def test_help_is_there_for_every_command():
         ["--help"],
         ["audit", "--help"],
         ["demo", "--help"],
+        ["scan", "--help"],
+        ["calibrate", "--help"],
         ["repair", "--help"],
         ["organism", "train", "--help"],
         ["organism", "zoo", "--help"],

