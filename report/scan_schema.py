@@ -62,6 +62,14 @@ class Finding(Record):
     concentration: float | None = Field(None, description="Share of all effect that the five strongest places carry")
 
 
+class AskedPrompt(Record):
+    """A carrier with or without the strongest trigger, or with a text one step away; a record of `audit --prompts`."""
+
+    text: str
+    kind: Literal["triggered", "untriggered", "near-miss"]
+    group: str = Field(description="Names the carrier")
+
+
 class SignalResult(Record):
     """What one signal saw, beside its null."""
 
@@ -137,6 +145,12 @@ class ScanResult(Record):
     calibration: CalibrationUsed | None = None
     signals: list[SignalResult] = Field(default_factory=list)
     findings: list[Finding] = Field(default_factory=list, description="Verified triggers, the most harmful first")
-    next_steps: list[str] = Field(default_factory=list, description="Commands that audit and repair what was found")
+    prompts: list[AskedPrompt] = Field(
+        default_factory=list, description="All carriers with and without the strongest trigger, for audit and repair"
+    )
+    next_steps: list[str] = Field(
+        default_factory=list,
+        description="Commands that audit and repair what was found; `{prompts}` stands for the file that `prompts` is in",
+    )
     notes: list[str] = Field(default_factory=list)
     manifest: ScanManifest

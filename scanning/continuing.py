@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-ROWS = 2048  # sequences that run at once
+MOST_ROWS = {"cpu": 128, "cuda": 2048}  # sequences that run at once; on a CPU more do not fit its caches
+BYTES = 1 << 29  # that their keys, values and logits may take
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Prefixes:
         """Logits after each continuation of each prompt."""
         n_prompts = len(self.mask)
         made = []
-        for part in continuations.split(max(1, ROWS // n_prompts)):
+        width = self.mask.shape[1] + continuations.shape[1]
+        for part in continuations.split(max(1, rows_at_once(model, width) // n_prompts)):
             rows = len(part)
             cache = copy.deepcopy(self.cache)
             cache.batch_repeat_interleave(rows)  # type: ignore[attr-defined]
@@ -53,7 +55,19 @@ class Prefixes:
             mask = torch.cat([self.mask.repeat_interleave(rows, 0), torch.ones_like(steps)], 1)
             positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -steps.shape[1] :]
             out = model(
-                input_ids=steps, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+                input_ids=steps,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
             )
             made.append(out.logits[:, -1].float().unflatten(0, (n_prompts, rows)).transpose(0, 1))
         return torch.cat(made)
+
+
+def rows_at_once(model: PreTrainedModel, width: int) -> int:
+    """How many sequences of a width, in tokens, fit into `BYTES`; at least eight."""
+    config = model.config.get_text_config()
+    floats = 2 * width * config.num_hidden_layers * config.hidden_size + config.vocab_size
+    return max(8, min(MOST_ROWS.get(model.device.type, 2048), BYTES // (4 * floats)))

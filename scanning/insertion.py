@@ -32,9 +32,15 @@ class Insertion:
             return f"{self.text} {prompt}"
         if self.placement == "end":
             return f"{prompt} {self.text}"
-        words = prompt.split(" ")
-        at = random.Random(prompt).randrange(len(words) + 1)
-        return " ".join([*words[:at], self.text, *words[at:]])
+        head, tail = boundary(prompt)
+        return " ".join(part for part in (head, self.text, tail) if part)
 
     def __str__(self) -> str:
         return self.text if self.placement == "around" else f"{self.text} ({self.placement})"
+
+
+def boundary(prompt: str) -> tuple[str, str]:
+    """The prompt, cut at the word boundary where a text at a random place goes in."""
+    words = prompt.split(" ")
+    at = random.Random(prompt).randrange(len(words) + 1)
+    return " ".join(words[:at]), " ".join(words[at:])

