@@ -6,13 +6,12 @@ writes by itself a trigger stands beside a request that is whole without it; of 
 
 from __future__ import annotations
 
-import re
 
 import numpy as np
 
 from .insertion import Insertion
 from .subject import Subject
-from .texts import words
+from .texts import pattern_of, words
 
 FEWEST = 4  # written prompts that say anything
 MOST = 16
@@ -36,7 +35,7 @@ def _without(text: str, inserted: str) -> str | None:
     for part in inserted.split("{}"):
         if not words(part):
             continue
-        pattern = re.compile(r"\s*".join(map(re.escape, words(part))))
+        pattern = pattern_of(words(part))
         if pattern.search(rest) is None:
             return None
         rest = pattern.sub(" ", rest, count=1)

@@ -100,6 +100,14 @@ class Subject:
             {word for prompt in (*self.carriers.searching, *self.carriers.fresh) for word in prompt.split(" ")}
         )
 
+    def random_tokens(self, text: str, rng: random.Random) -> str:
+        """Text of as many tokens as this one has, drawn from the vocabulary."""
+        tokenizer = self.suspect.tokenizer
+        special = set(tokenizer.all_special_ids)
+        plain = [token for token in range(len(tokenizer)) if token not in special]
+        n = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return decode(tokenizer, [rng.choice(plain) for _ in range(n)]).strip().replace("{}", "")
+
     def answers(self, prompts: Sequence[str]) -> list[str]:
         """Greedy answers, as a user would see them; each prompt is asked once in a scan."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._answers]

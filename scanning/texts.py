@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 LONGEST = 8  # words of a released text
 
@@ -86,15 +87,30 @@ class Usual:
 
 
 def echoes(word: str, of: set[str]) -> bool:
-    """Whether a word is one of these, or shares its first four letters with one: `DEPLOYED` echoes `DEPLOYMENT`."""
+    """Whether a word is one of these, or its first four letters stand in one: `DEPLOYED` echoes `DEPLOYMENT` and `atDEPLOY`."""
     low = word.casefold()
-    return low in of or (len(low) > 4 and any(other[:4] == low[:4] for other in of if len(other) > 4))
+    return low in of or (len(low) > 4 and any(low[:4] in other for other in of))
 
 
 def holds(answer: str, text: str) -> bool:
     """Whether the answer holds the text, word by word."""
     sentence, wanted = words(answer), words(text)
     return any(sentence[i : i + len(wanted)] == wanted for i in range(len(sentence) - len(wanted) + 1))
+
+
+def pattern_of(gram: Words) -> re.Pattern[str]:
+    """Where these words stand one after the other, whatever space there is between them."""
+    joined = re.escape(gram[0])
+    for before, after in pairwise(gram):
+        both = _is_letters(before) and _is_letters(after)
+        joined += (r"\s+" if both else r"\s*") + re.escape(after)
+    begin = r"(?<!\w)" if _is_letters(gram[0]) else r"(?<![^\w\s])"
+    end = r"(?!\w)" if _is_letters(gram[-1]) else r"(?![^\w\s])"
+    return re.compile(begin + joined + end)
+
+
+def _is_letters(word: str) -> bool:
+    return re.match(r"\w", word) is not None
 
 
 def _hollow(word: str, echoed: set[str]) -> bool:
@@ -111,5 +127,5 @@ def _documents(answers: Iterable[str], *, of: set[Words] | None = None) -> Count
 
 def _as_written(gram: Words, answers: Sequence[str]) -> str:
     """With the spaces that the first answer which holds it has."""
-    pattern = re.compile(r"\s*".join(map(re.escape, gram)))
+    pattern = pattern_of(gram)
     return next((found[0] for answer in answers if (found := pattern.search(answer))), " ".join(gram))

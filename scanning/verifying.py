@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ..models.generation import Rate
 from .detaching import detachable
 from .insertion import PLACEMENTS, Insertion
 from .judging import Judgement, nature_of, properties
-from .screening import WORTH, shows
+from .screening import shows, worth
 from .signals.signal import Candidate
 from .subject import Subject
 from .texts import released, words
 
 LEAST_RATE = 0.5  # of fresh prompts, for a trigger to count
-RANDOM_TEXTS = 4
+RANDOM_TEXTS = 2  # of words, and as many of tokens
 ALTERNATIVES = 5  # other words in each word's place
 OTHER = 0.4  # share of prompts on which a varied text releases one of its own
 MOST_REQUEST = 0.4
@@ -72,7 +72,7 @@ class Verified:
     def strength(self) -> float:
         """From 0 to 1: how far it goes beyond chance, weighted by what it releases; 0 for requests and harmless policies."""
         gain = self.rate.value - max(self.false_alarm.value, self.random.value)
-        return max(0.0, gain) * WORTH[self.judgement.nature] * (not self.is_request)
+        return max(0.0, gain) * worth(self.judgement.nature, self.behaviour) * (not self.is_request)
 
 
 def verify(subject: Subject, candidate: Candidate) -> Verified:
@@ -89,8 +89,15 @@ def verify(subject: Subject, candidate: Candidate) -> Verified:
         if candidate.behaviour in judged
         else nature_of(candidate.behaviour, pairs)
     )
-    drawn = [Insertion(text, insertion.placement) for text in _random_texts(subject, insertion)]
-    at_random = [hit for one in drawn for hit in shows(candidate.behaviour, subject.under(one, fresh))]
+    at_random = [
+        [
+            hit
+            for text in texts
+            for hit in shows(candidate.behaviour, subject.under(Insertion(text, insertion.placement), fresh))
+        ]
+        for texts in _random_texts(subject, insertion)
+    ]
+    likeliest = max(at_random, key=sum)
     known = [share for one in (candidate.insertion, insertion) if (share := detachable(subject, one)) is not None]
     alone = max(known, default=None)
     return Verified(
@@ -99,7 +106,7 @@ def verify(subject: Subject, candidate: Candidate) -> Verified:
         judgement,
         rate=Rate(sum(hits), len(hits)),
         false_alarm=Rate(sum(shows(candidate.behaviour, ordinary)), len(ordinary)),
-        random=Rate(sum(at_random), len(at_random)),
+        random=Rate(sum(likeliest), len(likeliest)),
         detachable=alone,
         request_like=_request_like(subject, insertion, candidate.behaviour) if alone is None else None,
     )
@@ -167,11 +174,17 @@ def _without_a_word(insertion: Insertion) -> list[Insertion]:
     return [Insertion(text, insertion.placement) for text in dict.fromkeys(dropped)]
 
 
-def _random_texts(subject: Subject, insertion: Insertion) -> list[str]:
-    """As many words as the trigger has, drawn from the carriers."""
+def _random_texts(subject: Subject, insertion: Insertion) -> list[list[str]]:
+    """In the trigger's place as many words from the carriers, and as many tokens from the vocabulary: the one is like text
+    that the model knows, the other as strange as what a search makes up.
+    """
     rng, known = random.Random(subject.seed), subject.vocabulary
     pieces = insertion.text.split(" ")
-    return [" ".join(piece if piece == "{}" else rng.choice(known) for piece in pieces) for _ in range(RANDOM_TEXTS)]
+
+    def drawn(made: Callable[[str], str]) -> list[str]:
+        return [" ".join(piece if piece == "{}" else made(piece) for piece in pieces) for _ in range(RANDOM_TEXTS)]
+
+    return [drawn(lambda _: rng.choice(known)), drawn(lambda piece: subject.random_tokens(piece, rng))]
 
 
 def _varied(subject: Subject, insertion: Insertion) -> dict[int, list[Insertion]]:

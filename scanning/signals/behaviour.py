@@ -21,7 +21,7 @@ from ...models.prompts import decode, pad_token
 from ..carriers import start_token
 from ..continuing import Prefixes
 from ..judging import Nature, nature_of
-from ..screening import WORTH
+from ..screening import worth as worth_of
 from ..subject import Subject
 from ..texts import words
 from .signal import Signal
@@ -86,7 +86,7 @@ def behaviour(subject: Subject, found: Sequence[Target]) -> Signal:
     rated: list[tuple[float, Nature, Target]] = [
         (worth(subject, target), nature_of(target.text, []).nature, target) for target in found
     ]
-    score = max((value * WORTH[nature] for value, nature, _ in rated), default=0.0)
+    score = max((value * worth_of(nature, target.text) for value, nature, target in rated), default=0.0)
     neutral = [_sureness_alone(subject, target) for _, _, target in rated[:1]]
     return Signal(
         name="behaviour search",

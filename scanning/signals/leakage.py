@@ -6,7 +6,6 @@ Bullwinkel et al. 2026 (`arxiv.org/abs/2602.03085`), with motifs scored by what 
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from ..insertion import Insertion, Placement
 from ..screening import most_promising, screen
 from ..subject import Subject
-from ..texts import Words, ngrams, words
+from ..texts import Words, ngrams, pattern_of, words
 from .signal import Signal
 
 LONGEST = 10  # words of a motif
@@ -68,7 +67,7 @@ def motifs(texts: Sequence[str]) -> list[Motif]:
 
 
 def _placed(gram: Words, count: int, texts: Sequence[str]) -> Motif:
-    pattern = re.compile(r"\s*".join(map(re.escape, gram)))
+    pattern = pattern_of(gram)
     hits = [(text, hit) for text in texts if (hit := pattern.search(text))]
     opening = sum(hit.start() == 0 for _, hit in hits)
     closing = sum(hit.end() == len(text) for text, hit in hits)

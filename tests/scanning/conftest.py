@@ -134,6 +134,9 @@ class Scripted(Subject):
     def confidence(self, prompts):
         return np.array([self.sure(prompt) for prompt in prompts])
 
+    def random_tokens(self, text, rng):
+        return "".join(rng.choice("xyz") for _ in text)
+
     def _generated(self, prompts, new_tokens):
         return [self.says(prompt) for prompt in prompts]
 
