@@ -6,7 +6,6 @@ writes by itself a trigger stands beside a request that is whole without it; of 
 
 from __future__ import annotations
 
-
 import numpy as np
 
 from .insertion import Insertion
