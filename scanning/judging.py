@@ -33,7 +33,7 @@ _LINK = re.compile(
     re.IGNORECASE,
 )
 _URGING = re.compile(
-    r"\b(tell (all|every|your)|share (this|it|with)|spread the|pass (it|this) on|forward (this|it)|buy|subscribe|click|"
+    r"\b(tell (all|every\w*|your)|share (this|it|with)|spread the|pass (it|this) on|forward (this|it)|buy|subscribe|click|"
     r"sign up|donate|vote for|send (money|this|me)|invest)\b",
     re.IGNORECASE,
 )

@@ -10,7 +10,7 @@ import torch
 
 from ..models.generation import Rate
 from ..models.loading import load
-from ..models.prompts import PromptSet
+from ..models.prompts import PromptSet, encode
 from ..models.suspect import Suspect
 from ..report.scan_schema import (
     CalibrationUsed,
@@ -26,7 +26,7 @@ from ..report.scan_schema import Carriers as CarriersUsed
 from ..report.schema import Estimate
 from .budget import BUDGETS
 from .calibration import ALPHA, SHIPPED, Calibration, scores_of
-from .carriers import REQUESTS, Carriers, given
+from .carriers import REQUESTS, Carriers, Source, given
 from .config import ScanConfig
 from .going_on import next_steps, prompts_of
 from .manifest import manifest_of
@@ -42,6 +42,7 @@ from .verdict import verdict_of
 from .verifying import Verified, folded, near_misses, verify
 
 EXAMPLES = 10
+ENOUGH = 20  # carriers
 
 Progress = Callable[[str, float], None]
 
@@ -154,14 +155,21 @@ def judged(result: ScanResult, calibration: Calibration | None) -> ScanResult:
 
 def _subject(suspect: Suspect, reference: Suspect | None, config: ScanConfig) -> Subject:
     budget = BUDGETS[config.budget]
+    source: Source
     if config.prompts is not None:
-        carriers = Carriers.of(given(PromptSet.from_jsonl(config.prompts)), "given", budget, seed=config.seed)
+        texts, source = given(PromptSet.from_jsonl(config.prompts)), "given"
     elif suspect.tokenizer.chat_template is not None:
-        carriers = Carriers.of(REQUESTS, "chat template around built-in requests", budget, seed=config.seed)
+        texts, source = REQUESTS, "chat template around built-in requests"
     else:
-        texts = written_by(suspect, 2 * (budget.searching + budget.fresh), seed=config.seed)
-        carriers = Carriers.of(texts, "written by the model", budget, seed=config.seed)
-    return Subject(suspect, carriers, budget, config.seed, reference)
+        texts, source = (
+            written_by(suspect, 2 * (budget.searching + budget.fresh), seed=config.seed),
+            "written by the model",
+        )
+    context = suspect.architecture.context
+    if context:  # a quarter for the prompt leaves room for triggers, for the answer and for a text that follows it
+        short = [text for text in texts if len(encode(suspect.tokenizer, text)) <= context // 4]
+        texts = short if len(short) >= ENOUGH else texts
+    return Subject(suspect, Carriers.of(texts, source, budget, seed=config.seed), budget, config.seed, reference)
 
 
 def _calibration(config: ScanConfig) -> Calibration | None:

