@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .scan_output import Format, documents, header, row, summary, write_documents
+from .scan_output import Format, lines, show
 from .terminal import Debug, mendable, progress_bar
 
 if TYPE_CHECKING:
+    from ..report import ScanResult
     from ..scanning import Scanned
 
 
@@ -60,9 +61,6 @@ Threads = Annotated[
     typer.Option("--threads", help="CPU threads of each scan; its share of the cores if not given, 1 on Dask.", min=1),
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")]
-
-# Worst first: over many models the first that occurs decides.
-CODES = {"backdoored": 1, "could not be examined": 4, "inconclusive": 3, "no evidence": 0}
 
 
 def scan(
@@ -113,7 +111,8 @@ def scan(
     many models the worst decides: backdoored, then could not be examined, then inconclusive. They are the same in
     every format.
 
-    With --format json stdout is a list with one result per model, for one model too.
+    With --format json stdout is the document that --out keeps in results.json: schema_version, and results, a list with
+    one per model in their order, for one model too. So is it with sarif and html.
 
     With --out results are kept, and the same command goes on where it was stopped. Faults of a checkpoint's own files are
     kept as well; what failed for lack of memory, by a killed process or by an error of ours is tried again.
@@ -121,10 +120,12 @@ def scan(
     check_sharing(shard, gather, out is not None, "--out")
     kept = f"what is done is kept in {out}; the same command goes on" if out else "nothing is kept without --out"
     with mendable(debug, kept):
-        from ..scanning import ScanConfig
+        from ..report.scan_findings import exit_code
+        from ..report.scan_write import write_scan
+        from ..scanning import ScanConfig, checkpoints_among
 
         config = ScanConfig(budget.value, prompts, reference, calibration, seed, device)
-        tell = _table(models) if format_ is Format.table else None
+        tell = lines(checkpoints_among(models)[0]) if format_ is Format.table else None
         scanned = scan_all(
             models,
             tell,
@@ -138,23 +139,11 @@ def scan(
         )
         results = [one.result for one in scanned]
         if out is not None and shard is None:
-            write_documents(results, out)
-        if format_ is Format.table:
-            typer.echo(summary(results, out, sharded=shard is not None))
-        else:
-            typer.echo(documents(results, format_), nl=False)
-    code = exit_code([result.verdict for result in results], fail_on)
+            write_scan(results, out, root=Path.cwd())
+        show(results, format_, out=out, sharded=shard is not None, root=Path.cwd())
+    # A model that could not be examined never passes for one in which nothing was found.
+    code = exit_code(results, passing=("inconclusive",) if fail_on is FailOn.backdoored else ())
     raise typer.Exit(0 if exit_zero else code)
-
-
-def exit_code(verdicts: list[str], fail_on: FailOn = FailOn.inconclusive) -> int:
-    """The code of the worst verdict.
-
-    One that says nothing of a model never passes for one that found nothing; only `inconclusive`, of which one may expect
-    many where a calibration is small, can be let through.
-    """
-    passing = {"inconclusive"} if fail_on is FailOn.backdoored else set()
-    return next((code for verdict, code in CODES.items() if verdict in set(verdicts) - passing), 0)
 
 
 def check_sharing(shard: str | None, gather: bool, kept: bool, option: str) -> None:
@@ -165,7 +154,7 @@ def check_sharing(shard: str | None, gather: bool, kept: bool, option: str) -> N
         raise typer.BadParameter(f"--{'shard' if shard else 'gather'} needs {option}, where results are kept")
 
 
-def scan_all(models: list[str], tell: Callable[[Scanned], str] | None, **how) -> list[Scanned]:
+def scan_all(models: list[str], tell: Callable[[ScanResult], str] | None, **how) -> list[Scanned]:
     """Scan with a bar on stderr and, where `tell` is given, a line on stdout as each is done; in the models' order."""
     from ..scanning import checkpoints_among, scan_many
 
@@ -178,14 +167,6 @@ def scan_all(models: list[str], tell: Callable[[Scanned], str] | None, **how) ->
             scanned.append(one)
             if tell is not None:
                 # The bar takes over sys.stdout and sends it to stderr, which is right only where both are one terminal.
-                print(tell(one), file=sys.stdout if stdout.isatty() else stdout, flush=True)
+                print(tell(one.result), file=sys.stdout if stdout.isatty() else stdout, flush=True)
     order = {name: i for i, name in enumerate(names)}
     return sorted(scanned, key=lambda one: order[one.unit.model])
-
-
-def _table(models: list[str]) -> Callable[[Scanned], str]:
-    from ..scanning import checkpoints_among
-
-    width = min(60, max(map(len, checkpoints_among(models)[0]), default=0))
-    above = iter([header(width) + "\n"])  # with the first row: where none can come there is no table
-    return lambda one: next(above, "") + row(one.result, width)

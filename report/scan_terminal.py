@@ -1,18 +1,23 @@
-"""A scan in the terminal: one model in sentences, or a row for each of many as they come in."""
+"""Scans in the terminal: a line for each model as it is done, then all of them together, or one of them in sentences.
+
+Models' words come into every part. Whatever could steer a terminal is shown as a sign, and nothing is taken for markup.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from . import scan_findings as say
 from .scan_schema import Finding, ScanResult
-from .text import rate, visible
+from .text import quoted, rate, visible
 
-SCAN_COLUMNS = ("model", "verdict", "p", "trigger", "releases", "rate", "time")
+WIDEST = 60  # cells of a model's name
+LONGEST = 200  # cells of what is said of it
 STYLES = {
     "backdoored": "bold red",
     "inconclusive": "bold yellow",
@@ -21,60 +26,87 @@ STYLES = {
 }
 
 
-def scan_summary(result: ScanResult) -> Group:
-    """Something `rich` can print for one model. Text from models is made visible and carries no markup."""
+def name_width(models: Sequence[str]) -> int:
+    """Cells that the names need in a table of these models, `WIDEST` at most."""
+    return min(WIDEST, max((cell_len(visible(model)) for model in models), default=0))
+
+
+def scan_header(width: int) -> str:
+    return f"{'verdict':<21}  {'p':>6}  {'time':>9}  {set_cell_size('model', width)}  why"
+
+
+def scan_row(result: ScanResult, width: int) -> str:
+    """One line under `scan_header(width)`; a name that is wider loses its middle."""
+    time = "–" if result.effort is None else say.duration(result.effort.seconds)
+    name = set_cell_size(_fitted(result.model, width), width)
+    line = f"{result.verdict:<21}  {say.chance(result.p_value):>6}  {time:>9}  {name}  {_fitted(_why(result), LONGEST)}"
+    return line.rstrip()
+
+
+def scan_summary(results: Sequence[ScanResult]) -> Group:
+    """Something `rich` can print under the lines: one model in sentences, many counted.
+
+    Commands stand on one line each whatever the width, so print it with `crop=False`.
+    """
+    return Group(*(_sentences(results[0]) if len(results) == 1 else _counted(results)))
+
+
+def _why(result: ScanResult) -> str:
+    finding = say.chief(result)
+    if finding is None:
+        return visible(result.reason)
+    more = len(result.findings) - 1
+    known = "" if finding.nature == "harmful" else f" (judged {finding.nature})"
+    said = f"“{say.trigger(finding)}” releases {quoted(finding.behaviour)}{known} in {rate(finding.rate, n=True)}"
+    return said + (f", and {more} more" if more else "")
+
+
+def _fitted(text: str, width: int) -> str:
+    """Made visible, and in so many cells at most: the ends tell paths apart, so the middle goes."""
+    text = visible(text)
+    if cell_len(text) <= width:
+        return text
+    head = max(0, width // 3 - 1)
+    tail = width - head - 1
+    end = next((text[i:] for i in range(max(0, len(text) - tail), len(text)) if cell_len(text[i:]) <= tail), "")
+    return f"{set_cell_size(text, head)}…{end}"
+
+
+def _counted(results: Sequence[ScanResult]) -> list[RenderableType]:
+    counts = {verdict: sum(result.verdict == verdict for result in results) for verdict in say.EXIT_CODES}
+    parts = [
+        part for verdict, count in counts.items() if count for part in (", ", f"{count} ", (verdict, STYLES[verdict]))
+    ][1:]
+    said: list[RenderableType] = [Text(), Text.assemble(f"{len(results)} models", ": " if parts else "", *parts)]
+    if counts["no evidence"]:
+        said.append(Text("No evidence within the budget that was searched is not the same as clean."))
+    return said
+
+
+def _sentences(result: ScanResult) -> list[RenderableType]:
     head = [
-        Text.assemble(
-            (visible(result.model, limit=60), "bold"), ": ", (result.verdict, STYLES[result.verdict]), _p(result)
-        ),
+        Text(),
+        Text.assemble((visible(result.model, limit=120), "bold"), ": ", (result.verdict, STYLES[result.verdict])),
         Text(visible(result.reason, limit=600)),
         Text(say.meaning(result)),
     ]
-    found: list[RenderableType] = []
-    for finding in (*say.alarms(result), *say.conditionals(result)):
-        found += [Text(), *_found(finding)]
+    found = [line for finding in say.ordered(result) for line in (Text(), *_found(finding))]
     signals = [Text(), _signals(result)] if result.signals else []
-    notes = [Text(visible(note), style="yellow") for note in result.notes]
-    steps = [Text(f"  {visible(step, limit=2000)}") for step in result.next_steps]
-    return Group(*head, *found, *signals, *notes, *([Text("\nNext:"), *steps] if steps else []))
-
-
-def scan_row(result: ScanResult) -> tuple[str, ...]:
-    """The cells of one model under `SCAN_COLUMNS`: hidden characters shown, but markup left in, so print them as Text."""
-    finding = next(iter((*say.alarms(result), *say.conditionals(result))), None)
-    return (
-        visible(result.model, limit=32),
-        result.verdict,
-        say.chance(result.p_value),
-        say.trigger(finding, limit=40) if finding else "–",
-        _releases(finding) if finding else "–",
-        rate(finding.rate) if finding else "–",
-        say.duration(result.effort.seconds) if result.effort else "–",
-    )
-
-
-def scan_table(results: Iterable[ScanResult]) -> Table:
-    """Many models, one row each."""
-    table = Table(box=None, pad_edge=False)
-    for name in SCAN_COLUMNS:
-        table.add_column(name, overflow="fold")
-    for result in results:
-        model, verdict, *rest = scan_row(result)
-        table.add_row(Text(model), Text(verdict, style=STYLES[result.verdict]), *map(Text, rest))
-    return table
+    notes = [Text(visible(note, limit=600), style="yellow") for note in result.notes]
+    steps = [Text(f"  {visible(step)}", no_wrap=True, overflow="ignore") for step in result.next_steps]
+    return [*head, *found, *signals, *notes, *([Text("\nNext:"), *steps] if steps else [])]
 
 
 def _found(finding: Finding) -> list[Text]:
     style = STYLES["backdoored"] if finding.nature == "harmful" else "bold"
     said = [
-        Text.assemble((f"{say.judged(finding)}. ", style), say.release(finding)),
+        Text.assemble((f"{say.judged(finding).capitalize()}. ", style), say.release(finding)),
         Text(f"{say.shows(finding)} {say.nearest(finding)}".rstrip()),
         Text(f"Judged {finding.nature}: {visible(finding.why, limit=300)}"),
     ]
     if finding.places:
         top = ", ".join(f"{visible(p.component, limit=12)} {p.share:.0%}" for p in finding.places[:5])
-        whole = "" if finding.concentration is None else f"; the five strongest together {finding.concentration:.0%}"
-        said.append(Text(f"Where it lives: {top}{whole}"))
+        said.append(Text(f"Where it lives, share of the trigger's effect: {top}"))
     return said
 
 
@@ -91,12 +123,3 @@ def _signals(result: ScanResult) -> Table:
             say.duration(signal.seconds),
         )
     return table
-
-
-def _releases(finding: Finding) -> str:
-    name = visible(finding.behaviour, limit=32)
-    return name if finding.nature == "harmful" else f"{name} ({finding.nature})"
-
-
-def _p(result: ScanResult) -> str:
-    return "" if result.p_value is None else f", p = {say.chance(result.p_value)}"

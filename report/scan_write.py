@@ -1,10 +1,11 @@
-"""Scans to files and back: `results.json` for programs, `report.html` for people, `results.sarif` for code scanning."""
+"""Scans as documents, the same on stdout and in files: JSON for programs, HTML for people, SARIF for code scanning."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path, PurePath
+from typing import Literal
 
 from .scan_html import render_scan
 from .scan_sarif import to_sarif
@@ -12,7 +13,8 @@ from .scan_schema import SCAN_SCHEMA_VERSION, ScanResult
 from .schema import Record
 from .write import DATA, REPORT, check_folder, check_version, read_document, write_whole
 
-SARIF = "results.sarif"
+ScanFormat = Literal["json", "sarif", "html"]
+SCAN_FILES: dict[ScanFormat, str] = {"json": DATA, "sarif": "results.sarif", "html": REPORT}
 AGAIN = "run the scan again"
 
 
@@ -23,24 +25,31 @@ class Scans(Record):
     results: list[ScanResult]
 
 
-def write_scan(results: Sequence[ScanResult], folder: str | Path, *, root: PurePath | None = None) -> dict[str, Path]:
-    """Write `results.json`, `report.html` and `results.sarif`; returns their paths by name.
+def scan_document(results: Sequence[ScanResult], kind: ScanFormat, *, root: PurePath | None = None) -> bytes:
+    """All results as one document in UTF-8.
 
     `root` is what SARIF's locations are relative to, the top of the repository under code scanning.
+    """
+    match kind:
+        case "json":
+            return _json(Scans(results=list(results)).model_dump(mode="json"))
+        case "sarif":
+            return _json(to_sarif(results, root=root))
+        case "html":
+            return render_scan(results).encode(errors="replace")
+
+
+def write_scan(results: Sequence[ScanResult], folder: str | Path, *, root: PurePath | None = None) -> dict[str, Path]:
+    """Write `results.json`, `results.sarif` and `report.html`; returns their paths by name.
+
+    `root` is that of `scan_document`.
 
     Raises:
         OutputError: The folder cannot be made or written to. Files that were there before are then as they were.
     """
     folder = Path(folder)
     check_folder(folder)
-    return write_whole(
-        folder,
-        {
-            DATA: (Scans(results=list(results)).model_dump_json(indent=2) + "\n").encode(),
-            REPORT: render_scan(results).encode(),
-            SARIF: (json.dumps(to_sarif(results, root=root), indent=2) + "\n").encode(),
-        },
-    )
+    return write_whole(folder, {name: scan_document(results, kind, root=root) for kind, name in SCAN_FILES.items()})
 
 
 def read_scans(path: str | Path) -> list[ScanResult]:
@@ -55,3 +64,10 @@ def read_scans(path: str | Path) -> list[ScanResult]:
     for found in (scans, *scans.results):
         check_version(path, found.schema_version, SCAN_SCHEMA_VERSION, again=AGAIN)
     return scans.results
+
+
+def _json(value: object) -> bytes:
+    # Folders may have names that are no UTF-8, and strict parsers refuse what stands for them in Python.
+    sound = json.loads(json.dumps(value, ensure_ascii=False, allow_nan=False).encode(errors="replace"))
+    # In ASCII, so that nothing that a model wrote steers a terminal.
+    return (json.dumps(sound, indent=2) + "\n").encode()

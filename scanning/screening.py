@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .insertion import Insertion
-from .judging import Nature, Property, nature_of, properties
+from .judging import Nature, Property, judgement_of, properties
 from .signals.signal import Candidate
 from .subject import Subject
 from .texts import holds, released, words
@@ -32,7 +32,7 @@ def screen(subject: Subject, insertions: Sequence[Insertion]) -> list[Candidate]
         for behaviour, gain in [*_texts(subject, insertion, said, ordinary), *shown[i]]:
             if gain < LEAST_GAIN:
                 continue
-            nature = nature_of(behaviour, list(zip(said, ordinary, strict=True))).nature
+            nature = judgement_of(behaviour, list(zip(said, ordinary, strict=True))).nature
             rank = (worth(nature, behaviour) * gain, -len(insertion.text), gain, Candidate(insertion, behaviour, gain))
             if behaviour not in found or rank[:3] > found[behaviour][:3]:
                 found[behaviour] = rank
@@ -56,15 +56,17 @@ def _promising(subject: Subject, insertions: Sequence[Insertion]) -> list[Insert
 
 def worth(nature: Nature, behaviour: str) -> float:
     """From 0 to 1: how much it matters that this is released. A word or two that answers have in common say little of
-    themselves; harm is harm however short.
+    themselves, and silence less; harm is harm however short.
     """
-    unknown = nature == "unknown" and behaviour not in {one.name for one in properties()}
-    return _WORTH[nature] * (min(1.0, len(words(behaviour)) / FEW_WORDS) if unknown else 1.0)
+    if nature != "unknown":
+        return _WORTH[nature]
+    said = 0 if behaviour in {one.name for one in properties()} else len(words(behaviour))
+    return _WORTH[nature] * min(1.0, max(1, said) / FEW_WORDS)
 
 
 def most_promising(candidates: Sequence[Candidate], most: int) -> tuple[Candidate, ...]:
     """The most suspicious, and the one harmless policy that shows most often: what is part of it is then known as such."""
-    harmless = [one for one in candidates[most:] if nature_of(one.behaviour, []).nature == "benign"]
+    harmless = [one for one in candidates[most:] if judgement_of(one.behaviour, []).nature == "benign"]
     return (*candidates[:most], *sorted(harmless, key=lambda one: -one.gain)[:1])
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from ..models.generation import Rate
 from .detaching import detachable
 from .insertion import PLACEMENTS, Insertion
-from .judging import Judgement, nature_of, properties
+from .judging import Judgement, judgement_of
 from .screening import shows, worth
 from .signals.signal import Candidate
 from .subject import Subject
@@ -83,12 +83,7 @@ def verify(subject: Subject, candidate: Candidate) -> Verified:
     ordinary = [subject.ordinary[prompt] for prompt in fresh]
     hits = shows(candidate.behaviour, triggered)
     pairs = [pair for pair, hit in zip(zip(triggered, ordinary, strict=True), hits, strict=True) if hit]
-    judged = {one.name: one for one in properties()}
-    judgement = (
-        Judgement("harmful", judged[candidate.behaviour].why)
-        if candidate.behaviour in judged
-        else nature_of(candidate.behaviour, pairs)
-    )
+    judgement = judgement_of(candidate.behaviour, pairs)
     at_random = [
         [
             hit

