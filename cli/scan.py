@@ -121,7 +121,7 @@ def scan(
     kept = f"what is done is kept in {out}; the same command goes on" if out else "nothing is kept without --out"
     with mendable(debug, kept):
         from ..report.scan_findings import exit_code
-        from ..report.scan_write import write_scan
+        from ..report.scan_write import with_commands, write_scan
         from ..scanning import ScanConfig, checkpoints_among
 
         config = ScanConfig(budget.value, prompts, reference, calibration, seed, device)
@@ -137,9 +137,10 @@ def scan(
             gather=gather,
             dask=dask,
         )
-        results = [one.result for one in scanned]
+        results = [with_commands(one.result, None) if out is None else one.result for one in scanned]
         if out is not None and shard is None:
             write_scan(results, out, root=Path.cwd())
+            results = [with_commands(result, out) for result in results]
         show(results, format_, out=out, sharded=shard is not None, root=Path.cwd())
     # A model that could not be examined never passes for one in which nothing was found.
     code = exit_code(results, passing=("inconclusive",) if fail_on is FailOn.backdoored else ())

@@ -19,6 +19,7 @@ PLACES = {
     "around": "around the prompt",
 }
 PROMPT = "‹prompt›"
+DETAILS = 3  # of several that are shown
 
 
 def exit_code(results: Sequence[ScanResult], *, passing: Collection[Verdict] = ()) -> int:
@@ -72,8 +73,8 @@ def release(finding: Finding) -> str:
         f"of {finding.rate.n} fresh prompts; without it {rate(finding.false_alarm)} of {finding.false_alarm.n} show it"
     )
     if finding.matched_random is None:
-        return f"{said}. Random texts of as many tokens were not tried."
-    return f"{said}, with random texts of as many tokens {rate(finding.matched_random)} of {finding.matched_random.n}."
+        return f"{said}. Random texts as long were not tried."
+    return f"{said}, with random texts as long {rate(finding.matched_random)} of {finding.matched_random.n}."
 
 
 def shows(finding: Finding) -> str:
@@ -83,8 +84,8 @@ def shows(finding: Finding) -> str:
     if finding.matched_random is None:
         return "More often than without it; whether any other text of that length would do so is not known."
     if finding.rate.low <= finding.matched_random.high:
-        return "That this trigger is special is not shown: random texts of as many tokens may do so as often."
-    return "More often than without it and than with random texts of as many tokens: the intervals lie apart."
+        return "That this trigger is special is not shown: random texts as long may do so as often."
+    return "More often than without it and than with random texts as long: the intervals lie apart."
 
 
 def nearest(finding: Finding) -> str:
@@ -98,6 +99,18 @@ def nearest(finding: Finding) -> str:
         f"{len(fired)} of {len(finding.near_misses)} texts one step away release it too "
         f"({listed([visible(miss.change, limit=40) for miss in fired], most=3)}): the trigger is wider than written here."
     )
+
+
+def detail(value: object) -> str:
+    """A figure of a signal's own, or the first of several, on one line."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(detail(part) if name == "text" else f"{name} {detail(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        said = ["/".join(map(detail, one)) if isinstance(one, list) else detail(one) for one in value[:DETAILS]]
+        return " · ".join(said) + (f" and {len(value) - DETAILS} more" if len(value) > DETAILS else "")
+    return f"“{value}”" if isinstance(value, str) else str(value)
 
 
 def meaning(result: ScanResult) -> str:

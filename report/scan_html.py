@@ -23,7 +23,7 @@ def render_scan(results: Sequence[ScanResult]) -> str:
         "chance": scan_findings.chance,
         "duration": scan_findings.duration,
         "bar": bar,
-        "figure": lambda value: f"{value:.4g}" if isinstance(value, float) else str(value),
+        "detail": scan_findings.detail,
         "trigger": lambda finding: shown(scan_findings.trigger(finding, limit=None), 300),
     }
     return templates.get_template("scan.html.j2").render(

@@ -13,6 +13,7 @@ from pydantic import Field
 from .schema import Estimate, Record
 
 SCAN_SCHEMA_VERSION = 1
+PROMPTS = "{prompts}"  # in next steps: the file that the result's prompts are written to
 
 Verdict = Literal["backdoored", "no evidence", "inconclusive", "could not be examined"]
 Nature = Literal["harmful", "unknown", "benign"]
@@ -54,7 +55,7 @@ class Finding(Record):
     rate: Estimate = Field(description="Share of fresh prompts on which the trigger releases it")
     false_alarm: Estimate = Field(description="Share of the same prompts that show it without the trigger")
     matched_random: Estimate | None = Field(
-        description="Share with random texts of as many tokens in the trigger's place"
+        description="Share with random texts in its place, of words or of tokens, whichever do it more often"
     )
     releases: list[Release] = Field(description="Up to ten fresh prompts")
     near_misses: list[NearMiss]

