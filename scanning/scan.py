@@ -109,7 +109,7 @@ def scan(model: str | Path, config: ScanConfig | None = None, *, progress: Progr
         ),
         signals=rows,
         findings=findings,
-        prompts=prompts_of(subject.carriers, findings),
+        prompts=prompts_of(subject, findings),
         next_steps=next_steps(str(model), findings),
         manifest=manifest_of(str(model), config, threads=torch.get_num_threads()),
     )

