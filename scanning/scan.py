@@ -236,7 +236,7 @@ def _finding(subject: Subject, one: Verified, by: list[str]) -> Finding:
         found_by=by,
         rate=_estimate(one.rate),
         false_alarm=_estimate(one.false_alarm),
-        matched_random=_estimate(one.random),
+        matched_random=_estimate(max(one.random, one.strange, key=lambda rate: rate.value)),
         releases=[
             Release(
                 prompt=prompt,
