@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .patching import Component, Intervention, LogitDifference, Pairs, Pricer, Resting
     from .probes import collect
     from .scanning import ScanConfig, scan_many
+    from .scanning.scan import scan
 
 _HOME = {
     "audit": "auditing",
@@ -39,6 +40,7 @@ _HOME = {
     "Resting": "patching",
     "collect": "probes",
     "ScanConfig": "scanning",
+    "scan": "scanning.scan",
     "scan_many": "scanning",
 }
 _ROOMS = ("models", "patching", "probes", "report", "scanning")
@@ -63,6 +65,7 @@ __all__ = [
     "patching",
     "probes",
     "report",
+    "scan",
     "scan_many",
     "scanning",
 ]

