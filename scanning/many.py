@@ -269,8 +269,10 @@ def _named(result: ScanResult, unit: Unit) -> ScanResult:
 def _check(config: ScanConfig) -> None:
     """What is wrong with the question is told before any model is read, and not once for each of them."""
     from ..models.prompts import PromptSet
+    from .calibration import calibration_for
 
     config.hash  # noqa: B018  # reads the files
+    calibration_for(config)
     if config.prompts is not None and not len(PromptSet.from_jsonl(config.prompts).of_kind("untriggered")):
         raise PromptError(f"{config.prompts}: no prompt of kind `untriggered` there, and a scan takes no other")
 

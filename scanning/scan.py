@@ -25,7 +25,7 @@ from ..report.scan_schema import (
 from ..report.scan_schema import Carriers as CarriersUsed
 from ..report.schema import Estimate
 from .budget import BUDGETS
-from .calibration import ALPHA, SHIPPED, Calibration, scores_of
+from .calibration import ALPHA, Calibration, calibration_for, scores_of
 from .carriers import REQUESTS, Carriers, Source, given
 from .config import ScanConfig
 from .going_on import next_steps, prompts_of
@@ -58,7 +58,7 @@ def scan(model: str | Path, config: ScanConfig | None = None, *, progress: Progr
     report("loading", 0.0)
     suspect = load(model, device=config.device)
     reference = load(config.reference, device=config.device) if config.reference else None
-    calibration = _calibration(config)
+    calibration = calibration_for(config)
     subject = _subject(suspect, reference, config)
     signals: list[tuple[Signal, list[Verified], float]] = []
     aims = []
@@ -68,7 +68,7 @@ def scan(model: str | Path, config: ScanConfig | None = None, *, progress: Progr
         begun = time.perf_counter()
         signal = make()
         report(f"verifying: {step}", done + 0.05)
-        checked = folded([verify(subject, candidate) for candidate in signal.candidates])
+        checked = [verify(subject, candidate) for candidate in signal.candidates]
         signals.append((signal, checked, time.perf_counter() - begun))
 
     def sought() -> Signal:
@@ -80,6 +80,7 @@ def scan(model: str | Path, config: ScanConfig | None = None, *, progress: Progr
     signalled("behaviour search", 0.35, sought)
     signalled("trigger search", 0.4, lambda: trigger(subject, aims))
     signalled("weights", 0.85, lambda: weights(subject))
+    signals = _folded(signals)
     report("near-misses", 0.92)
     findings = _findings(subject, signals)
     rows = [_row(signal, checked, seconds) for signal, checked, seconds in signals]
@@ -172,11 +173,10 @@ def _subject(suspect: Suspect, reference: Suspect | None, config: ScanConfig) ->
     return Subject(suspect, Carriers.of(texts, source, budget, seed=config.seed), budget, config.seed, reference)
 
 
-def _calibration(config: ScanConfig) -> Calibration | None:
-    if config.calibration is not None:
-        return Calibration.read(config.calibration)
-    shipped = Calibration.read(SHIPPED) if SHIPPED.exists() else None
-    return shipped if shipped and shipped.budget == config.budget else None
+def _folded(signals: Sequence[tuple[Signal, list[Verified], float]]) -> list[tuple[Signal, list[Verified], float]]:
+    """One signal may find a harmless policy whole, and another a string that releases a part of it."""
+    known = iter(folded([one for _, checked, _ in signals for one in checked]))
+    return [(signal, [next(known) for _ in checked], seconds) for signal, checked, seconds in signals]
 
 
 def _row(signal: Signal, checked: Sequence[Verified], seconds: float) -> SignalResult:
@@ -224,7 +224,7 @@ def _findings(subject: Subject, signals: Sequence[tuple[Signal, list[Verified], 
 
 
 def _finding(subject: Subject, one: Verified, by: list[str]) -> Finding:
-    fresh = subject.carriers.fresh
+    fresh = subject.carriers.without(one.insertion.text).fresh
     answers = subject.under(one.insertion, fresh)
     where = places(subject, one.insertion)
     return Finding(

