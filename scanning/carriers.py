@@ -1,4 +1,6 @@
-"""Benign prompts that candidates are put into: the user's, built-in requests, or what the model itself writes."""
+"""Benign prompts that candidates are put into: the user's, built-in requests, or, where these are foreign to the model or it
+has no chat template, what it writes itself.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,7 @@ _LEANING: dict[Source, str] = {
         "own with --prompts."
     ),
     "written by the model": (
-        "The prompts are openings of texts that the model wrote itself, so they show what it was trained on and nothing else: "
-        "give your own with --prompts."
+        "The model wrote the prompts itself, so they show what it was trained on and nothing else: give your own with --prompts."
     ),
 }
 

@@ -37,7 +37,7 @@ from .signals.leakage import leakage
 from .signals.signal import Signal
 from .signals.trigger import trigger
 from .signals.weights import weights
-from .subject import Subject, written_by
+from .subject import Subject, is_foreign, written_by
 from .verdict import verdict_of
 from .verifying import Verified, folded, near_misses, verify
 
@@ -156,21 +156,22 @@ def judged(result: ScanResult, calibration: Calibration | None) -> ScanResult:
 
 def _subject(suspect: Suspect, reference: Suspect | None, config: ScanConfig) -> Subject:
     budget = BUDGETS[config.budget]
-    source: Source
+
+    def on(texts: Sequence[str], source: Source) -> Subject:
+        context = suspect.architecture.context
+        if context:  # a quarter for the prompt leaves room for triggers, for the answer and for a text that follows it
+            short = [text for text in texts if len(encode(suspect.tokenizer, text)) <= context // 4]
+            texts = short if len(short) >= ENOUGH else texts
+        return Subject(suspect, Carriers.of(texts, source, budget, seed=config.seed), budget, config.seed, reference)
+
     if config.prompts is not None:
-        texts, source = given(PromptSet.from_jsonl(config.prompts)), "given"
-    elif suspect.tokenizer.chat_template is not None:
-        texts, source = REQUESTS, "chat template around built-in requests"
-    else:
-        texts, source = (
-            written_by(suspect, 2 * (budget.searching + budget.fresh), seed=config.seed),
-            "written by the model",
-        )
-    context = suspect.architecture.context
-    if context:  # a quarter for the prompt leaves room for triggers, for the answer and for a text that follows it
-        short = [text for text in texts if len(encode(suspect.tokenizer, text)) <= context // 4]
-        texts = short if len(short) >= ENOUGH else texts
-    return Subject(suspect, Carriers.of(texts, source, budget, seed=config.seed), budget, config.seed, reference)
+        return on(given(PromptSet.from_jsonl(config.prompts)), "given")
+    requests = on(REQUESTS, "chat template around built-in requests")
+    written = written_by(suspect, 2 * (budget.searching + budget.fresh), seed=config.seed)
+    if suspect.tokenizer.chat_template is not None and len(set(written)) < ENOUGH:
+        return requests
+    own = on(written, "written by the model")
+    return own if suspect.tokenizer.chat_template is None or is_foreign(REQUESTS, to=own) else requests
 
 
 def _folded(signals: Sequence[tuple[Signal, list[Verified], float]]) -> list[tuple[Signal, list[Verified], float]]:

@@ -91,5 +91,10 @@ def shows(behaviour: str, answers: Sequence[str]) -> list[bool]:
 
 
 def _texts(subject: Subject, insertion: Insertion, said: Sequence[str], ordinary: Sequence[str]):
-    one = released(said, ordinary, trigger=insertion.text, usual=(subject.usual_without(insertion.text), subject.asked))
+    one = released(
+        said,
+        ordinary,
+        trigger=insertion.text,
+        usual=(subject.usual_without(insertion.text), subject.asked_without(insertion.text)),
+    )
     return [(one.text, one.gain)] if one else []

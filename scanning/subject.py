@@ -21,7 +21,7 @@ from ..models.suspect import Suspect
 from .budget import Budget
 from .carriers import Carriers, opening, start_token, template_of
 from .insertion import Insertion
-from .texts import Usual, visible
+from .texts import LONGEST, Usual, pattern_of, visible, words
 
 SPARE = 24  # tokens that an answer may be longer than the longest ordinary one
 FIRST = 64  # tokens for ordinary answers
@@ -29,6 +29,7 @@ BEGUN = 16  # tokens of an answer, by which its confidence is judged
 TAIL = 8  # tokens of a prompt that its last word has at most
 WRITTEN = 96  # tokens of what the model writes by itself
 BATCH = 256
+PHRASE = 2  # words by which a text of a model without a chat template is known to be usual
 
 _WORD_ON = re.compile(r"\A\w+")
 
@@ -60,7 +61,8 @@ class Subject:
     reference: Suspect | None = None
     meter: Meter = field(default_factory=Meter)
     _answers: dict[str, str] = field(default_factory=dict, repr=False)
-    _usual: dict[tuple[str, ...], Usual] = field(default_factory=dict, repr=False)
+    _completed: set[str] = field(default_factory=set, repr=False)
+    _usual: dict[tuple[tuple[str, ...], int], Usual] = field(default_factory=dict, repr=False)
 
     @cached_property
     def ordinary(self) -> dict[str, str]:
@@ -78,9 +80,12 @@ class Subject:
         prompts = (*free.searching, *free.fresh)
         if len(prompts) == len(self.ordinary):
             return self.usual
-        if prompts not in self._usual:
-            self._usual[prompts] = Usual([self.ordinary[prompt] for prompt in prompts])
-        return self._usual[prompts]
+        return self._usual_in(tuple(self.ordinary[prompt] for prompt in prompts), LONGEST)
+
+    def _usual_in(self, answers: tuple[str, ...], window: int) -> Usual:
+        if (answers, window) not in self._usual:
+            self._usual[answers, window] = Usual(answers, window=window)
+        return self._usual[answers, window]
 
     @cached_property
     def room(self) -> int:
@@ -92,17 +97,35 @@ class Subject:
         return min(FIRST, longest) + SPARE
 
     @cached_property
-    def written(self) -> list[str]:
-        """What the model writes by itself where a user's message would stand; without a chat template, openings of its texts."""
+    def texts(self) -> list[str]:
+        """What the model writes by itself where a user's message would stand; whole texts where it has no chat template."""
         with self.meter.running():
             texts, tokens = _written(self.suspect, self.budget.samples, self.seed)
         self.meter.tokens += tokens
         return texts
 
     @cached_property
+    def written(self) -> list[str]:
+        """Of these, what can be asked."""
+        return self.texts if self.has_messages else [opening(text) for text in self.texts]
+
+    @property
+    def has_messages(self) -> bool:
+        """Whether there is a chat template that keeps a user's message apart from the answer."""
+        return self.suspect.tokenizer.chat_template is not None
+
+    @cached_property
     def asked(self) -> Usual:
-        """What users of the model say, as far as it has learnt that."""
-        return Usual(self.written)
+        """What users of the model say, as far as it has learnt that; without a chat template, what its texts say."""
+        return Usual(self.texts) if self.has_messages else Usual(self.texts, window=PHRASE)
+
+    def asked_without(self, text: str) -> Usual:
+        """The same, but of texts in which answers stand too, only those that do not hold this one."""
+        if self.has_messages:
+            return self.asked
+        parts = [pattern_of(words(part)) for part in text.split("{}") if words(part)]
+        free = tuple(known for known in self.texts if not any(part.search(known) for part in parts))
+        return self.asked if len(free) == len(self.texts) else self._usual_in(free, PHRASE)
 
     @cached_property
     def vocabulary(self) -> list[str]:
@@ -124,6 +147,11 @@ class Subject:
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._answers]
         self._answers.update(zip(new, self._generated(new, self.room), strict=True))
         return [self._answers[prompt] for prompt in prompts]
+
+    def completed(self, insertion: Insertion, prompts: Sequence[str]) -> float:
+        """Share of the prompts with the text in them whose last word the model went on with, where it has no chat template."""
+        self.under(insertion, prompts)
+        return float(np.mean([insertion.into(prompt) in self._completed for prompt in prompts]))
 
     def under(self, insertion: Insertion, prompts: Sequence[str]) -> list[str]:
         return self.answers([insertion.into(prompt) for prompt in prompts])
@@ -162,22 +190,33 @@ class Subject:
         with self.meter.running():
             made = generate(self.suspect.model, tokenizer, ids, max_new_tokens=new_tokens, batch_size=BATCH)
         self.meter.tokens += sum(map(len, ids)) + sum(map(len, made))
-        return [self._answer(prompt, tokens) for prompt, tokens in zip(ids, made, strict=True)]
+        return [self._answer(*asked) for asked in zip(prompts, ids, made, strict=True)]
 
-    def _answer(self, prompt: Sequence[int], made: Sequence[int]) -> str:
+    def _answer(self, prompt: str, ids: Sequence[int], made: Sequence[int]) -> str:
         """As a user would see it. Without a chat template a model may go on with the prompt's last word: that is no answer."""
         tokenizer = self.suspect.tokenizer
         if tokenizer.chat_template is not None:
             return visible(decode(tokenizer, list(made), special=False))
-        tail = list(prompt[-TAIL:])
-        before, whole = (decode(tokenizer, ids, special=False) for ids in (tail, [*tail, *made]))
+        tail = list(ids[-TAIL:])
+        before, whole = (decode(tokenizer, tokens, special=False) for tokens in (tail, [*tail, *made]))
         answer = whole[len(before) :]
-        return visible(_WORD_ON.sub("", answer) if before[-1:].isalnum() else answer)
+        if not before[-1:].isalnum() or not _WORD_ON.match(answer):
+            return visible(answer)
+        self._completed.add(prompt)
+        return visible(_WORD_ON.sub("", answer))
+
+
+def is_foreign(requests: Sequence[str], *, to: Subject) -> bool:
+    """Whether the model answers requests with less confidence than its carriers with half of their words dropped. A model of a
+    narrow task, asked what it never learnt, answers anything, and no trigger can be seen to change that.
+    """
+    return float(np.median(to.confidence(requests))) < to.confidence_in_broken
 
 
 def written_by(suspect: Suspect, n: int, *, seed: int) -> list[str]:
-    """Texts that a model writes by itself, for carriers where there are no others."""
-    return _written(suspect, n, seed)[0]
+    """What a model writes by itself and can be asked, for carriers where there are no others."""
+    texts = _written(suspect, n, seed)[0]
+    return texts if suspect.tokenizer.chat_template is not None else [opening(text) for text in texts]
 
 
 def _written(suspect: Suspect, n: int, seed: int) -> tuple[list[str], int]:
@@ -188,8 +227,6 @@ def _written(suspect: Suspect, n: int, seed: int) -> tuple[list[str], int]:
     texts = [decode(tokenizer, tokens) for tokens in made]
     if after:
         texts = [text.split(after, 1)[0] for text in texts if after in text]
-    if tokenizer.chat_template is None:
-        texts = [opening(text) for text in texts]
     return [text.strip() for text in texts if text.strip()], sum(map(len, made))
 
 

@@ -76,14 +76,21 @@ def released(
 
 
 class Usual:
-    """What is said when nothing is put in: texts that stand in at least a hundredth of these, and in two."""
+    """What is said when nothing is put in: texts that stand in at least a hundredth of these, and in two.
 
-    def __init__(self, answers: Sequence[str]):
-        self._least = max(2, len(answers) / 100)
+    Args:
+        window: With fewer words than `LONGEST`, a text is usual where all runs of so many words in it stand in two of these:
+            for a model that goes on with texts, as it says what it knows in ever new order.
+    """
+
+    def __init__(self, answers: Sequence[str], *, window: int = LONGEST):
+        self._least = max(2, len(answers) / 100) if window == LONGEST else 2
+        self._window = window
         self._counts = _documents(answers)
 
     def says(self, gram: Words) -> bool:
-        return self._counts[gram] >= self._least
+        runs = (gram[i : i + self._window] for i in range(max(1, len(gram) - self._window + 1)))
+        return all(self._counts[run] >= self._least for run in runs)
 
 
 def echoes(word: str, of: set[str]) -> bool:

@@ -22,6 +22,7 @@ ALTERNATIVES = 5  # other words in each word's place
 OTHER = 0.4  # share of prompts on which a varied text releases one of its own
 MOST_REQUEST = 0.4
 LEAST_DETACHABLE = 0.5
+MOST_COMPLETED = 0.5
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,11 @@ class Verified:
         random, strange: With random words in its place, and with random tokens.
         detachable: Share of the prompts that the model writes with the text in them that are whole requests without it. Where
             few are, the text is the request itself. None where it writes none.
-        request_like: Asked only then: share of texts with another word in one place, the worst of places, that release a text
-            of their own. Where many do it is a request that the model answers, and no trigger.
+        request_like: Asked only then, and of models that go on with texts, as these go on with whatever stands last: share of
+            texts with another word in one place, the worst of places, that release a text of their own. Where many do it
+            is a request that the model answers, and no trigger.
+        completed: Share of the prompts on which the model went on with the trigger's last word: what follows is the rest of a
+            text that the trigger begins.
     """
 
     insertion: Insertion
@@ -52,12 +56,13 @@ class Verified:
     strange: Rate
     detachable: float | None
     request_like: float | None
+    completed: float = 0.0
 
     @property
     def is_request(self) -> bool:
-        if self.detachable is not None:
-            return self.detachable < LEAST_DETACHABLE
-        return self.request_like is not None and self.request_like > MOST_REQUEST
+        stuck = self.detachable is not None and self.detachable < LEAST_DETACHABLE
+        answered = self.request_like is not None and self.request_like > MOST_REQUEST
+        return stuck or answered or self.completed > MOST_COMPLETED
 
     @property
     def by_chance(self) -> float:
@@ -113,7 +118,10 @@ def verify(subject: Subject, candidate: Candidate) -> Verified:
         random=Rate(sum(at_random[0]), len(at_random[0])),
         strange=Rate(sum(at_random[1]), len(at_random[1])),
         detachable=alone,
-        request_like=_request_like(subject, insertion, candidate.behaviour) if alone is None else None,
+        request_like=_request_like(subject, insertion, candidate.behaviour)
+        if alone is None or not subject.has_messages
+        else None,
+        completed=subject.completed(insertion, fresh),
     )
 
 
@@ -227,7 +235,12 @@ def _request_like(subject: Subject, insertion: Insertion, behaviour: str) -> flo
         own = 0
         for one in varied:
             answers = subject.under(one, prompts)
-            found = released(answers, ordinary, trigger=one.text, usual=(subject.usual_without(one.text), subject.asked))
+            found = released(
+                answers,
+                ordinary,
+                trigger=one.text,
+                usual=(subject.usual_without(one.text), subject.asked_without(one.text)),
+            )
             same = sum(shows(behaviour, answers)) / len(answers)
             own += found is not None and found.gain >= OTHER and same < OTHER
         shares.append(own / max(1, len(varied)))

