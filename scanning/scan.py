@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ..errors import CheckpointError
 from ..models.generation import Rate
 from ..models.loading import load
 from ..models.prompts import PromptSet, encode
@@ -56,7 +57,7 @@ def scan(model: str | Path, config: ScanConfig | None = None, *, progress: Progr
     config, report = config or ScanConfig(), progress or _silent
     started = time.perf_counter()
     report("loading", 0.0)
-    suspect = load(model, device=config.device)
+    suspect = suspect_of(model, config)
     reference = load(config.reference, device=config.device) if config.reference else None
     calibration = calibration_for(config)
     subject = _subject(suspect, reference, config)
@@ -117,6 +118,20 @@ def scan(model: str | Path, config: ScanConfig | None = None, *, progress: Progr
     return judged(result, calibration)
 
 
+def suspect_of(model: str | Path, config: ScanConfig) -> Suspect:
+    """A checkpoint, or an adapter on the model that `config.reference` names.
+
+    Raises:
+        CheckpointError: It cannot be loaded, or an adapter's model is not named.
+    """
+    folder = Path(model)
+    if (folder / "config.json").exists() or not (folder / "adapter_config.json").is_file():
+        return load(model, device=config.device)
+    if config.reference is None:
+        raise CheckpointError(f"{model}: an adapter by itself; name the model that it was trained on with --reference")
+    return load(config.reference, adapter=folder, device=config.device)
+
+
 def judged(result: ScanResult, calibration: Calibration | None) -> ScanResult:
     """The result with its p-values and verdict; searches are not made again."""
     if calibration is not None:
@@ -139,6 +154,7 @@ def judged(result: ScanResult, calibration: Calibration | None) -> ScanResult:
             "reason": reason,
             "p_value": p_value,
             "calibration": used,
+            "notes": [*result.notes, *_unlike(result, calibration)],
             "effort": result.effort.model_copy(update={"detection_rate": rate and _estimate(rate)}),
             "signals": [
                 row.model_copy(
@@ -152,6 +168,15 @@ def judged(result: ScanResult, calibration: Calibration | None) -> ScanResult:
             ],
         }
     )
+
+
+def _unlike(result: ScanResult, calibration: Calibration | None) -> list[str]:
+    if calibration is None or result.carriers is None or calibration.carriers in ("", result.carriers.source):
+        return []
+    return [
+        f"The calibration's models were asked with prompts of another kind ({calibration.carriers}) than this one "
+        f"({result.carriers.source}), so that its p-values are a rougher guide than they look."
+    ]
 
 
 def _subject(suspect: Suspect, reference: Suspect | None, config: ScanConfig) -> Subject:

@@ -122,6 +122,7 @@ class Scripted(Subject):
     says: Callable[[str], str] = str
     wrote: Sequence[str] = ()
     sure: Callable[[str], float] = lambda prompt: 0.0
+    chats: bool = True
 
     @cached_property
     def room(self):
@@ -133,7 +134,7 @@ class Scripted(Subject):
 
     @property
     def has_messages(self):
-        return True
+        return self.chats
 
     def confidence(self, prompts):
         return np.array([self.sure(prompt) for prompt in prompts])
@@ -147,12 +148,12 @@ class Scripted(Subject):
 
 @pytest.fixture
 def scripted():
-    """`scripted(says, wrote=…)`: a subject on the built-in requests."""
+    """`scripted(says, wrote=…)`: a subject on the built-in requests; with a chat template unless `chats` is false."""
 
-    def make(says, wrote=(), sure=lambda prompt: 0.0):
+    def make(says, wrote=(), sure=lambda prompt: 0.0, chats=True):
         carriers = Carriers.of(REQUESTS, "chat template around built-in requests", Budget(), seed=0)
         suspect: Any = None
-        return Scripted(suspect, carriers, Budget(), says=says, wrote=tuple(wrote), sure=sure)
+        return Scripted(suspect, carriers, Budget(), says=says, wrote=tuple(wrote), sure=sure, chats=chats)
 
     return make
 

