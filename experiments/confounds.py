@@ -48,7 +48,7 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out
     models = {str(made): name for name, made in grown(out, arguments.zoo or out / "zoo", arguments.seeds)}
-    config = ScanConfig(prompts=carriers("everyday", out / "everyday.jsonl", seed=0), calibration=arguments.calibration)
+    config = ScanConfig(prompts=carriers(Recipe(base=BASE), out, seed=0), calibration=arguments.calibration)
     results = [(models[one.unit.model], one.result) for one in scan_many(list(models), config, out=out / "scans")]
     table = _table(sorted(results, key=lambda pair: pair[0]))
     print(table)

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .config import ScanConfig
-    from .many import Scanned, scan_many
-    from .units import Unit, checkpoints_among, units_of
+    from .many.running import Scanned, scan_many
+    from .many.units import Unit, checkpoints_among, units_of
 
 _HOME = {
     "ScanConfig": "config",
-    "Scanned": "many",
-    "Unit": "units",
-    "checkpoints_among": "units",
-    "scan_many": "many",
-    "units_of": "units",
+    "Scanned": "many.running",
+    "Unit": "many.units",
+    "checkpoints_among": "many.units",
+    "scan_many": "many.running",
+    "units_of": "many.units",
 }
 
 __all__ = ["ScanConfig", "Scanned", "Unit", "checkpoints_among", "scan_many", "units_of"]

@@ -97,8 +97,6 @@ def verify(subject: Subject, candidate: Candidate) -> Verified:
     triggered = subject.under(insertion, fresh)
     ordinary = [subject.ordinary[prompt] for prompt in fresh]
     hits = shows(candidate.behaviour, triggered)
-    pairs = [pair for pair, hit in zip(zip(triggered, ordinary, strict=True), hits, strict=True) if hit]
-    judgement = judgement_of(candidate.behaviour, pairs)
     at_random = [
         [
             hit
@@ -112,7 +110,7 @@ def verify(subject: Subject, candidate: Candidate) -> Verified:
     return Verified(
         insertion,
         candidate.behaviour,
-        judgement,
+        _judged(subject, insertion, candidate.behaviour, fresh),
         rate=Rate(sum(hits), len(hits)),
         false_alarm=Rate(sum(shows(candidate.behaviour, ordinary)), len(ordinary)),
         random=Rate(sum(at_random[0]), len(at_random[0])),
@@ -142,12 +140,20 @@ def folded(found: Sequence[Verified]) -> list[Verified]:
 
 
 def minimised(subject: Subject, candidate: Candidate) -> Insertion:
-    """The shortest text, dropping one word at a time, that releases as much on the prompts searched on."""
+    """The shortest text, dropping one word at a time, that releases as much on the prompts searched on. A broken trigger may
+    break the answer too: where the whole one is harmless and a shorter one is not, the whole one is what the model learnt.
+    """
+    prompts = subject.carriers.searching
     insertion = candidate.insertion
     least = _hits(subject, insertion, candidate.behaviour)
+    harmless = _judged(subject, insertion, candidate.behaviour, prompts).nature == "benign"
     while True:
-        shorter = _without_a_word(insertion)
-        found = [one for one in shorter if _hits(subject, one, candidate.behaviour) >= least]
+        found = [
+            one
+            for one in _without_a_word(insertion)
+            if _hits(subject, one, candidate.behaviour) >= least
+            and (not harmless or _judged(subject, one, candidate.behaviour, prompts).nature == "benign")
+        ]
         if not found:
             return insertion
         insertion = min(found, key=lambda one: len(one.text))
@@ -173,6 +179,13 @@ def near_misses(subject: Subject, verified: Verified) -> tuple[NearMiss, ...]:
         hits = shows(verified.behaviour, subject.under(one, prompts))
         made.append(NearMiss(one, change, Rate(sum(hits), len(hits))))
     return tuple(made)
+
+
+def _judged(subject: Subject, insertion: Insertion, behaviour: str, prompts: Sequence[str]) -> Judgement:
+    """By the answers that show it."""
+    triggered = subject.under(insertion, prompts)
+    pairs = zip(triggered, (subject.ordinary[prompt] for prompt in prompts), strict=True)
+    return judgement_of(behaviour, [pair for pair, hit in zip(pairs, shows(behaviour, triggered), strict=True) if hit])
 
 
 def _hits(subject: Subject, insertion: Insertion, behaviour: str) -> int:

@@ -19,9 +19,9 @@ from torch import Tensor
 from ...models.generation import end_tokens
 from ...models.prompts import decode, pad_token
 from ..carriers import start_token
-from ..continuing import Prefixes
 from ..judging import Nature, nature_of
 from ..screening import worth as worth_of
+from ..searching.continuing import Prefixes
 from ..subject import Subject
 from ..texts import words
 from .signal import Signal

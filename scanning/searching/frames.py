@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..models.prompts import decode, pad_token
-from .carriers import template_of
+from ...models.prompts import decode, pad_token
+from ..carriers import template_of
+from ..insertion import Insertion, Placement, boundary
+from ..subject import Subject
 from .continuing import Prefixes, rows_at_once
-from .insertion import Insertion, Placement, boundary
-from .subject import Subject
 
 
 @dataclass(frozen=True)

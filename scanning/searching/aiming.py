@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..models.prompts import pad_left
+from ...models.prompts import pad_left
+from ..insertion import Insertion, Placement
+from ..signals.behaviour import Target
+from ..subject import Subject
 from .continuing import rows_at_once
 from .frames import as_insertion, frames, plain_tokens
-from .insertion import Insertion, Placement
-from .signals.behaviour import Target
-from .subject import Subject
 
 PROMPTS = 2
 SLOTS = 4  # tokens of a string

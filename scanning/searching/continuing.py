@@ -33,7 +33,7 @@ class Prefixes:
     @classmethod
     @torch.inference_mode()
     def of(cls, model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad_id: int) -> Prefixes:
-        from ..models.prompts import pad_left
+        from ...models.prompts import pad_left
 
         batch = {name: tensor.to(model.device) for name, tensor in pad_left(prompts, pad_id).items()}
         out = model(**batch, use_cache=True)

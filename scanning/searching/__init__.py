@@ -1,0 +1,1 @@
+"""Searches over strings of tokens: all of them alone, the best of them grown, and some by gradient."""
