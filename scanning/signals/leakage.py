@@ -52,16 +52,19 @@ def leakage(subject: Subject) -> Signal:
 def motifs(texts: Sequence[str]) -> list[Motif]:
     """Word sequences that recur, each with the place where it stands most, and pairs that open and close the same texts.
 
-    Left out are those that nearly always stand within a longer one, but not for a word that nearly all texts have: where
+    Left out are those that nearly always stand within a longer one, but not for a word that nearly all texts have once: where
     every request begins with `Write`, what stands before that is a motif without it.
     """
+    once = Counter(word for text in texts for word, times in Counter(words(text)).items() if times == 1)
     counts = Counter(gram for text in texts for gram in ngrams(words(text), LONGEST))
     frequent = {gram: count for gram, count in counts.items() if count >= FEWEST}
     within = {
         part
         for gram, count in frequent.items()
         for part, more in ((gram[1:], gram[0]), (gram[:-1], gram[-1]))
-        if part and frequent.get(part, 0) <= 1.05 * count and counts[(more,)] < NEARLY_ALL * len(texts)
+        if part
+        and frequent.get(part, 0) <= 1.05 * count
+        and (once[more] < NEARLY_ALL * len(texts) or not more.isalnum())
     }
     found = [_placed(gram, count, texts) for gram, count in frequent.items() if gram not in within]
     found += list(_around(found, texts))
