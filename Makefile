@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest
 
 # Each stamp is made anew when what it was installed from changes.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python

