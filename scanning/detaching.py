@@ -18,14 +18,18 @@ MOST = 16
 
 def detachable(subject: Subject, insertion: Insertion) -> float | None:
     """Share of the prompts that the model writes with the text in them that are whole requests without it: it answers them
-    with more confidence than half of the carriers from which half of the words are dropped. None where it writes fewer than
-    four.
+    with more confidence than half of the carriers from which half of the words are dropped. A model that is unsure of its
+    task answers even whole carriers so only now and then, so it is the share beside theirs that counts, 1 at most. None where
+    it writes fewer than four.
     """
     rests = [rest for text in subject.written if (rest := _without(text, insertion.text)) is not None][:MOST]
     if len(rests) < FEWEST:
         return None
     asked = [rest for rest in rests if words(rest)]
-    return float(np.sum(subject.confidence(asked) > subject.confidence_in_broken)) / len(rests) if asked else 0.0
+    if not asked:
+        return 0.0
+    whole = float(np.sum(subject.confidence(asked) > subject.confidence_in_broken)) / len(rests)
+    return min(1.0, whole / max(subject.whole_carriers, 1 / MOST))
 
 
 def _without(text: str, inserted: str) -> str | None:

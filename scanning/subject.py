@@ -183,6 +183,12 @@ class Subject:
             broken.append(" ".join([*pieces[:begin], *pieces[begin + length :]]))
         return float(np.median(self.confidence([prompt for prompt in broken if prompt])))
 
+    @cached_property
+    def whole_carriers(self) -> float:
+        """Share of the carriers that are answered with more confidence than half of the broken ones."""
+        carriers = (*self.carriers.searching, *self.carriers.fresh)
+        return float(np.mean(self.confidence(carriers) > self.confidence_in_broken))
+
     def encode(self, prompt: str) -> list[int]:
         return encode(self.suspect.tokenizer, prompt)
 
