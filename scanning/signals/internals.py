@@ -130,8 +130,10 @@ def _added(plain: Sequence[int], whole: Sequence[int]) -> list[int]:
 def _whitening(rows: Float[np.ndarray, "prompt d_model"]):
     from sklearn.covariance import LedoitWolf
 
-    fitted = LedoitWolf().fit(rows)
-    return fitted.location_, np.linalg.cholesky(np.asarray(fitted.precision_))
+    fitted = LedoitWolf().fit(rows.astype(np.float64))
+    values, vectors = np.linalg.eigh(np.asarray(fitted.covariance_))
+    # Many prompts that end alike leave directions in which nothing varies, for which a Cholesky factor need not exist.
+    return fitted.location_, vectors / np.sqrt(np.maximum(values, 1e-12 * values[-1] + 1e-30))
 
 
 def _unusual(measured: Measures, ours: Sequence[Insertion], null: Measures, theirs: Sequence[Insertion]) -> Measures:
