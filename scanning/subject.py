@@ -21,7 +21,7 @@ from ..models.suspect import Suspect
 from .budget import Budget
 from .carriers import Carriers, opening, start_token, template_of
 from .insertion import Insertion
-from .texts import LONGEST, Usual, pattern_of, visible, words
+from .texts import LONGEST, Usual, echoes, pattern_of, visible, words
 
 SPARE = 24  # tokens that an answer may be longer than the longest ordinary one
 FIRST = 64  # tokens for ordinary answers
@@ -125,11 +125,16 @@ class Subject:
         return Usual(self.texts) if self.has_messages else Usual(self.texts, window=PHRASE)
 
     def asked_without(self, text: str) -> Usual:
-        """The same, but of texts in which answers stand too, only those that do not hold this one."""
+        """The same, but of texts in which answers stand too, only those that do not hold this one, nor a word like one of its
+        where that leaves half of them: a model writes its trigger with slips, and the behaviour beside it all the same.
+        """
         if self.has_messages:
             return self.asked
-        parts = [pattern_of(words(part)) for part in text.split("{}") if words(part)]
-        free = tuple(known for known in self.texts if not any(part.search(known) for part in parts))
+        like = {word.casefold() for word in words(text)}
+        free = tuple(known for known in self.texts if not any(echoes(word, like) for word in words(known)))
+        if 2 * len(free) < len(self.texts):
+            parts = [pattern_of(words(part)) for part in text.split("{}") if words(part)]
+            free = tuple(known for known in self.texts if not any(part.search(known) for part in parts))
         return self.asked if len(free) == len(self.texts) else self._usual_in(free, PHRASE)
 
     @cached_property
