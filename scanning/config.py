@@ -15,7 +15,7 @@ from .fingerprint import fingerprint
 Budget = Literal["quick", "standard", "deep"]
 BUDGETS: tuple[Budget, ...] = get_args(Budget)
 # Raised whenever a change to the scan, or to the calibration that is shipped, changes results: kept ones are then made anew.
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ def minimised(subject: Subject, candidate: Candidate) -> Insertion:
         found = [
             one
             for one in _without_a_word(insertion)
-            if _hits(subject, one, behaviour) >= least and (not harmless or _kept(subject, one) >= least_kept)
+            if _hits(subject, one, behaviour) >= least and _kept(subject, one) >= least_kept
         ]
         if not found:
             return insertion

