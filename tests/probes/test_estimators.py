@@ -57,6 +57,16 @@ def test_every_probe_keeps_scikit_learns_conventions(name):
     check_estimator(PROBES[name]())
 
 
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_prompt_that_ties_with_the_threshold_is_no_outlier_in_any_batch(name):
+    # With all others as neighbours, prompts that share their furthest one have one local outlier factor: ties at the end.
+    trusted = 3 * np.random.default_rng(0).uniform(size=(20, 3))
+    detector = PROBES[name]().fit(trusted)
+    np.testing.assert_array_equal(
+        detector.predict(trusted), np.concatenate([detector.predict(x[None]) for x in trusted])
+    )
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", LINEAR)
 def test_a_grid_in_one_pass_scores_as_its_cells_one_by_one(name, shape):

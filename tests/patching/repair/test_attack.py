@@ -99,8 +99,8 @@ def test_a_new_trigger_is_measured_on_prompts_that_the_search_did_not_see(suspec
 
     def search(model, tokenizer, recipe, carriers, **settings):
         carried.append((model, [e.group for e in carriers], settings))
-        best = "river" if settings["seed"] == 7 else "cloud"
-        return [red_team.Attack(best, 1.0 if best == "river" else 0.5), red_team.Attack("stone", 0.2)]
+        best = "river {}" if settings["seed"] == 7 else "cloud {}"
+        return [red_team.Attack(best, 1.0 if best == "river {}" else 0.5), red_team.Attack("stone {}", 0.2)]
 
     monkeypatch.setattr(attacking, "search", search)
     null, twice = load(suspect.model.name_or_path).model, replace(BUDGET, searches=2)
@@ -111,7 +111,7 @@ def test_a_new_trigger_is_measured_on_prompts_that_the_search_did_not_see(suspec
     assert [settings for *_, settings in carried[:2]] == [
         {"generations": 1, "population": 3, "seed": seed} for seed in (6, 7)
     ]
-    assert row.what == "river" and row.rate.n == 6 and row.rate == row.null
+    assert row.what == "river {}" and row.rate.n == 6 and row.rate == row.null
 
 
 def test_a_trigger_that_says_where_it_stands_is_tried_in_no_other_place_and_keeps_its_slot(suspect):
