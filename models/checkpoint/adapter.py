@@ -40,7 +40,7 @@ def check_adapter(folder: Path) -> None:
             raise CheckpointError(
                 f"{file}: {name} asks for more than a merge of its matrices; save the adapter without"
             )
-    library = (config.get("auto_mapping") or {}).get("parent_library", OWN)
+    library = _table(config.get("auto_mapping"), "auto_mapping", file).get("parent_library", OWN)
     if not isinstance(library, str) or not library.startswith(OWN):
         raise CheckpointError(
             f"{file}: auto_mapping names a library to import ({library!r:.40}), which is never done; drop it"

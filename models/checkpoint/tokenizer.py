@@ -42,6 +42,9 @@ def _check_settings(settings: dict[str, Any], file: Path) -> None:
     for name in PATHS:
         if settings.get(name):
             raise CheckpointError(f"{file}: {name} names another file or object to build the tokenizer from; drop it")
+    longest = settings.get("model_max_length")
+    if isinstance(longest, bool) or not isinstance(longest, int | float | None):
+        raise CheckpointError(f"{file}: model_max_length is {longest!r:.40}, which is no number")
     added = settings.get("added_tokens_decoder", {})
     if (isinstance(added, dict) and len(added) > ADDED) or len(settings) > ADDED:
         raise CheckpointError(f"{file}: adds more than {ADDED} tokens; train them into the vocabulary")
@@ -54,7 +57,9 @@ def _check_fast(tokenizer: dict[str, Any], file: Path, rows: int) -> None:
             f"{file}: adds {len(added)} tokens to a model of {rows} rows, more than {ADDED} or its vocabulary"
         )
     model = tokenizer.get("model")
-    vocabulary = model.get("vocab", ()) if isinstance(model, dict) else ()
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocabulary, dict | list):
+        raise CheckpointError(f"{file}: its model has no table of tokens (vocab); save the tokenizer again")
     if len(vocabulary) > 2 * rows + 1024:
         raise CheckpointError(f"{file}: has {len(vocabulary)} tokens, but the model's vocabulary ends at {rows - 1}")
     parts = {key: tokenizer.get(key) for key in ("normalizer", "pre_tokenizer", "post_processor", "decoder")}
