@@ -14,6 +14,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _INDEX, _WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 _INDEX_LIMIT = 32 * 2**20
 _SHARDS = 1024
+_NAME = 60  # letters of a file's name, so that no file system finds it too long
 _TEMPLATES = 2**20  # bytes
 
 
@@ -61,7 +62,12 @@ def weight_files(folder: Path) -> list[Path]:
             raise CheckpointError(f"{index}: its weight_map is no table of file names; export the model again")
         names = sorted(set(weight_map.values()))
         for name in names:
-            if Path(name).name != name or not name.endswith(".safetensors") or not (folder / name).is_file():
+            if (
+                not name.endswith(".safetensors")
+                or len(name) > _NAME
+                or Path(name).name != name
+                or not (folder / name).is_file()
+            ):
                 raise CheckpointError(f"{index}: names {name[:80]!r}, which is not a safetensors file of this folder")
         if not 0 < len(names) <= _SHARDS:
             raise CheckpointError(f"{index}: names {len(names)} files, expected 1 to {_SHARDS}")
