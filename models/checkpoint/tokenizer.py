@@ -52,7 +52,9 @@ def _check_settings(settings: dict[str, Any], file: Path) -> None:
 
 def _check_fast(tokenizer: dict[str, Any], file: Path, rows: int) -> None:
     added = tokenizer.get("added_tokens") or []
-    if not isinstance(added, list) or len(added) > min(ADDED, max(rows, 64)):
+    if not isinstance(added, list):
+        raise CheckpointError(f"{file}: its added_tokens are no list; save the tokenizer again")
+    if len(added) > min(ADDED, max(rows, 64)):
         raise CheckpointError(
             f"{file}: adds {len(added)} tokens to a model of {rows} rows, more than {ADDED} or its vocabulary"
         )
