@@ -33,10 +33,10 @@ from ..models.organisms.corpora import exchanges
 from ..models.organisms.recipe import INTENSITIES, BaseRecipe
 from ..models.organisms.zoo import VARIANTS, grow_zoo, recipes, twins_of
 from ..models.prompts import Prompt, PromptSet
-from ..models.whole_folder import whole_file
 from ..report.scan_schema import Finding, ScanResult
 from ..scanning import ScanConfig, scan_many
 from ..scanning.calibration import ALPHA, Calibration, calibrate, scores_of
+from ..writing import whole_file
 
 Part = Literal["stratified", "all"]
 

@@ -23,8 +23,8 @@ from ..models.organisms.base_model import grow_base, save
 from ..models.organisms.ground import exchanges_of
 from ..models.organisms.lessons import Lesson
 from ..models.organisms.training import Schedule, train
-from ..models.whole_folder import whole_file, whole_folder
 from ..scanning import ScanConfig, scan_many
+from ..writing import whole_file, whole_folder
 from .blind_scan import carriers
 from .scan_checkpoint import scan_table
 

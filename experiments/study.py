@@ -15,7 +15,7 @@ from ..models.organisms import BaseRecipe, Recipe
 from ..models.organisms.base_model import grow_base
 from ..models.organisms.recipe import schedule_of
 from ..models.suspect import Suspect
-from ..models.whole_folder import whole_file
+from ..writing import whole_file
 
 
 def options(doc: str | None, *, out: str) -> argparse.ArgumentParser:

