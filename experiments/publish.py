@@ -17,7 +17,7 @@ from typing import Any
 
 from ..models.organisms.tables import markdown
 from ..writing import whole_file
-from .claims import NAMES
+from .claims import NAMES, experiment_named
 
 
 def main() -> None:
@@ -56,8 +56,24 @@ def summary(docs: Path) -> str:
             "pages. Organisms have 0.03 to 3 million parameters: a claim that fails here may hold for large models, and one "
             "that holds here may fail there.\n",
             markdown((("experiment", "published", "here, with 95% intervals", ""), rows)),
+            "## What the full sizes take\n",
+            "Wall time, less what other experiments had grown already. Other work ran beside most of them, so a machine that is "
+            "left alone is faster.\n",
+            markdown(
+                (
+                    ("experiment", "grows and measures", "time"),
+                    [_took(name, result) for name, result in results.items()],
+                )
+            ),
         )
     )
+
+
+def _took(name: str, result: dict[str, Any]) -> tuple[str, str, str]:
+    manifest = result["manifest"]
+    seconds = manifest.get("seconds")
+    time = "see its page" if not seconds else f"{seconds / 60:.0f} min, {manifest['cores']} cores"
+    return f"[{name}]({name}.md)", experiment_named(name).FULL, time
 
 
 def _read(path: Path) -> dict[str, Any]:
