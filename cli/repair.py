@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .terminal import Debug, Threads, mendable, progress_bar, share_threads
+from .terminal import Debug, Threads, mendable, progress_bar, say, share_threads
 
 
 def repair(
@@ -72,4 +72,4 @@ def repair(
             seed=seed,
             progress=lambda fraction: progress(f"repairing {suspect.name}", fraction),
         )
-    typer.echo(repr(done))
+    say(*repr(done).split("\n"))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .scan_output import Format, lines, show
-from .terminal import Debug, mendable, progress_bar
+from .terminal import Debug, mendable, progress_bar, say
 
 if TYPE_CHECKING:
     from ..report import ScanResult
@@ -162,7 +162,7 @@ def scan_all(models: list[str], tell: Callable[[ScanResult], str] | None, **how)
 
     names, passed_over = checkpoints_among(models)
     for name in passed_over:
-        typer.echo(f"{name}: not a checkpoint, passed over", err=True)
+        say(f"{name}: not a checkpoint, passed over", err=True)
     stdout, scanned = sys.stdout, []
     with progress_bar() as progress:
         for one in scan_many(models, progress=progress, **how):

@@ -7,6 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .terminal import say
+
 if TYPE_CHECKING:
     from ..report import ScanResult
 
@@ -44,6 +46,6 @@ def show(
 
     Console(highlight=False).print(scan_summary(results), crop=False)
     if sharded:
-        typer.echo("This shard alone: the same command without --shard gathers all of them.")
+        say("This shard alone: the same command without --shard gathers all of them.")
     elif out is not None:
-        typer.echo(f"Report: {out / SCAN_FILES['html']}\nData:   {out / SCAN_FILES['json']}")
+        say(f"Report: {out / SCAN_FILES['html']}", f"Data:   {out / SCAN_FILES['json']}")

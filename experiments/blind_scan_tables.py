@@ -9,6 +9,7 @@ from dataclasses import asdict
 from ..models.generation import Rate
 from ..models.organisms.tables import Table, markdown
 from ..scanning.calibration import ALPHA
+from ..untrusted import coded
 from .blind_scan import SIGNALS, Held, Record
 
 KEYS: dict[str, Callable[[Record], str]] = {
@@ -102,7 +103,7 @@ def _line(one: Held) -> tuple[str, ...]:
     said = "no trigger"
     if one.record.found:
         trigger, _, behaviour, *_ = one.record.found[0]
-        said = " ".join(f"`{trigger}` releases `{behaviour}`".split())  # a line of its own would end the table
+        said = " releases ".join(coded(" ".join(text.split())) for text in (trigger, behaviour))
     return one.record.name, one.record.role, said, f"{one.p:.3f}"
 
 

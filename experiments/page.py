@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..models.organisms.tables import markdown
+from ..untrusted import coded, in_markdown
 from .experiment import Answer, Experiment, Findings, Setting
 
 HEADER = ("published", "here, with 95% intervals", "")
@@ -28,9 +29,9 @@ def page(
     ]
     for caption, table in findings.tables.items():
         parts += [f"## {caption}\n", markdown(table)]
-    parts += [remark + "\n" for remark in findings.remarks]
+    parts += [in_markdown(remark) + "\n" for remark in findings.remarks]
     if failed:
-        parts += ["Could not be measured:\n", *(f"- {one}\n" for one in failed)]
+        parts += ["Could not be measured:\n", *(f"- {in_markdown(one)}\n" for one in failed)]
     parts += ["Brackets hold 95% intervals, exact ones for shares; parentheses the range over organisms.\n"]
     parts += ["## How it was measured\n", inspect.cleandoc(experiment.__doc__ or "") + "\n"]
     parts += ["## How the verdicts follow, and what would settle them\n"]
@@ -58,6 +59,6 @@ def _made(setting: Setting, manifest: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
     size = "" if setting.size == "full" else f" The `{setting.size}` size shows that it runs; its figures are few."
     return (
-        f"Made by `{manifest['command']}` in {minutes:.0f} min of wall time with {manifest['jobs']} processes on "
+        f"Made by {coded(manifest['command'])} in {minutes:.0f} min of wall time with {manifest['jobs']} processes on "
         f"{manifest['cores']} cores, less what other experiments had grown already ({versions}).{size}\n"
     )

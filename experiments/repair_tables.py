@@ -11,6 +11,7 @@ import numpy as np
 
 from ..models.organisms.tables import markdown
 from ..patching.repair.price import MAX_LOSS_INCREASE, TARGET_ASR
+from ..untrusted import coded
 
 Result = Mapping[str, Any]
 COLOURS = {
@@ -281,4 +282,4 @@ def _spread(losses: Sequence[float]) -> str:
 
 
 def _plain(row: Mapping[str, Any]) -> str:
-    return f"{row['attack']} `{row['what']}`".replace("|", "\\|")
+    return f"{row['attack']} {coded(row['what'])}"

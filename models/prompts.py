@@ -28,7 +28,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 _OPTIONAL = ("family", "prefill")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # slots: sets hold millions of them
 class Prompt:
     """One prompt as the user would type it, before any chat template.
 
@@ -61,13 +61,15 @@ class PromptSet:
         """
         path = Path(path)
         try:
-            lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would cut texts at their own separators
+            with path.open(encoding="utf-8") as lines:  # splitlines would cut texts at their own separators
+                prompts = tuple(
+                    _parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()
+                )
         except (OSError, UnicodeDecodeError) as error:
             raise PromptError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-        prompts = [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
         if not prompts:
             raise PromptError(f'{path}: no prompts; expected one {{"text", "kind", "group"}} record per line')
-        return cls(tuple(prompts))
+        return cls(prompts)
 
     def to_jsonl(self, path: str | Path) -> None:
         records = ({k: v for k, v in asdict(p).items() if v or k not in _OPTIONAL} for p in self.prompts)
@@ -126,8 +128,12 @@ class PromptSet:
         Raises:
             PromptError: A prompt (its number and group are named) is empty, or longer than `room`.
         """
-        ids = [encode(tokenizer, prompt.text, prompt.prefill) for prompt in self.prompts]
-        for number, (prompt, tokens) in enumerate(zip(self.prompts, ids, strict=True), 1):
+        return list(self.tokenized(tokenizer, room=room))
+
+    def tokenized(self, tokenizer: PreTrainedTokenizerBase, *, room: int | None = None) -> Iterator[list[int]]:
+        """As `tokenize`, one prompt after another."""
+        for number, prompt in enumerate(self.prompts, 1):
+            tokens = encode(tokenizer, prompt.text, prompt.prefill)
             if not tokens:
                 raise PromptError(f"prompt {number} (group {prompt.group!r}) has no tokens: give it text")
             if room is not None and len(tokens) > room:
@@ -135,7 +141,7 @@ class PromptSet:
                     f"prompt {number} (group {prompt.group!r}) has {len(tokens)} tokens but the model has room for "
                     f"{room}: shorten it"
                 )
-        return ids
+            yield tokens
 
     def __iter__(self):
         return iter(self.prompts)
@@ -229,4 +235,5 @@ def _parse(line: str, where: str) -> Prompt:
             )
     if record["kind"] not in KINDS:
         raise PromptError(f"{where}: kind is {record['kind']!r}, expected one of {', '.join(KINDS)}")
-    return Prompt(record["text"], record["kind"], record["group"], **given)
+    kind = KINDS[KINDS.index(record["kind"])]  # the one string, not a copy for each prompt
+    return Prompt(record["text"], kind, record["group"], **given)

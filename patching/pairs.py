@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import PromptError
 from ..models.prompts import PromptSet, decode
+from ..untrusted import visible
 
 How = Literal["near-miss of equal length", "untriggered of equal length", "aligned at prefix and suffix"]
 Direction = Literal["denoising", "noising"]
@@ -253,7 +254,7 @@ def _label(pairs: Sequence[Pair], span: int, name: str, decode: Callable[[int], 
     if 2 * count < tokens.total():
         return f"(various) ·{index}"
     text = decode(token)
-    return f"{text.strip() or repr(text)} ·{index}"
+    return f"{visible(text.strip(), limit=60) or repr(text)} ·{index}"
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from tqdm.auto import tqdm
 
+from ..untrusted import visible
+
 Progress = Callable[[float], None]
 
 
@@ -25,7 +27,13 @@ def shown(progress: Progress | bool, what: str) -> Iterator[Progress]:
     columns = "{desc}: {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left"
     # `disable=None` is silent where stderr is no terminal.
     with tqdm(
-        total=1.0, desc=what, delay=2, leave=False, miniters=0, bar_format=columns, disable=None if progress else True
+        total=1.0,
+        desc=visible(what, limit=60),
+        delay=2,
+        leave=False,
+        miniters=0,
+        bar_format=columns,
+        disable=None if progress else True,
     ) as bar:
 
         def report(done: float) -> None:

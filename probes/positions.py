@@ -139,16 +139,16 @@ def trigger_tokens(prompts: PromptSet, tokens: Sequence[Sequence[int]]) -> list[
     Raises:
         PromptError: A triggered or near-miss prompt's group has no untriggered one.
     """
-    plain: dict[str, list[Sequence[int]]] = {}
-    for prompt, ids in zip(prompts, tokens, strict=True):
+    plain: dict[str, list[int]] = {}  # numbers, as the tokens of millions of prompts may be packed
+    for number, prompt in enumerate(prompts):
         if prompt.kind == "untriggered":
-            plain.setdefault(prompt.group, []).append(ids)
+            plain.setdefault(prompt.group, []).append(number)
     found = []
     for number, (prompt, ids) in enumerate(zip(prompts, tokens, strict=True), 1):
         if prompt.kind == "untriggered":
             found.append(range(0))
         elif prompt.group in plain:
-            found.append(min((_difference(ids, other) for other in plain[prompt.group]), key=len))
+            found.append(min((_difference(ids, tokens[other]) for other in plain[prompt.group]), key=len))
         else:
             raise PromptError(
                 f"prompt {number} (group {prompt.group!r}) has no untriggered prompt in its group to find its trigger by: "

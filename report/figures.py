@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from ..untrusted import in_figure
 from . import lookup
 from .schema import AuditResult, Estimate, ModelResult, PatchGrid
-from .text import visible
 
 SUSPECT = "#d55e00"
 TWINS = ("#0072b2", "#009e73", "#56b4e9", "#cc79a7", "#7f7f7f")
@@ -43,7 +43,7 @@ def probes(result: AuditResult) -> Figure:
         ax = axes[kinds_against.index(against), kinds.index(probe)]
         ax.set_visible(True)
         auroc(ax, result, probe, against)
-        ax.set_title(f"{probe}: triggered against {against}", fontsize=NORMAL)
+        ax.set_title(f"{in_figure(probe, limit=40)}: triggered against {in_figure(against, limit=40)}", fontsize=NORMAL)
     _legend(figure, axes[kinds_against.index(panels[0][1]), kinds.index(panels[0][0])])
     return figure
 
@@ -60,9 +60,9 @@ def auroc(ax: Axes, result: AuditResult, probe: str, against: str) -> None:
         points(ax, x, [row.auroc for row in rows], model, result, line=True)
         lowest = min([lowest, *(row.auroc.low for row in rows)])
     for i, row in enumerate(lookup.baselines(lookup.suspect(result), against)):
-        name = visible(row.probe, limit=30)
+        name = in_figure(row.probe, limit=30)
         dashes = (5, 2, *(1, 2) * i)  # a dot more for each
-        ax.axhline(row.auroc.value, color=INK, linestyle=(0, dashes), linewidth=1.2, label=plain(f"{name} (no model)"))
+        ax.axhline(row.auroc.value, color=INK, linestyle=(0, dashes), linewidth=1.2, label=f"{name} (no model)")
     ax.axhline(0.5, color=TARGET, linewidth=1, linestyle=":")
     ax.annotate("chance", (0.995, 0.5), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=SMALL)
     every = sorted({row.layer for row in lookup.suspect(result).probes if row.layer is not None})
@@ -79,8 +79,8 @@ def patching(result: AuditResult, site: str) -> Figure:
     grids = {(m.name, d): g for m in models for d in DIRECTIONS if (g := lookup.grid(m, site, d))}
     largest = max((abs(v) for g in grids.values() for row in g.effect for v in row if v is not None), default=0) or 1.0
     deepest = max(len(g.rows) for g in grids.values())
-    label = max(len(_column(c, site)) for g in grids.values() for c in g.columns)
-    height = 0.8 + len(models) * (0.75 + min(5.0, 0.28 * max(deepest, 3)) + 0.055 * max(0, label - 3))
+    longest = max(len(_name(column)) for g in grids.values() for column in g.columns)
+    height = 0.8 + len(models) * (0.75 + min(5.0, 0.28 * max(deepest, 3)) + 0.055 * max(0, longest - 3))
     figure = Figure(figsize=(10, height), layout="constrained")
     axes = figure.subplots(len(models), len(DIRECTIONS), squeeze=False)
     image = None
@@ -91,8 +91,7 @@ def patching(result: AuditResult, site: str) -> Figure:
                 axes[i, j].set_axis_off()
                 continue
             image = heatmap(axes[i, j], found, largest)
-            name = f"{model.role}: {visible(model.name, limit=36)}" if model.role == "suspect" else _twin(model)
-            axes[i, j].set_title(plain(f"{name} · {direction}"), fontsize=NORMAL, color=colour(model, result))
+            axes[i, j].set_title(f"{label(model)} · {direction}", fontsize=NORMAL, color=colour(model, result))
     if image is not None:
         bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 4.0 / height), aspect=30)
         bar.set_label("change of the logit difference (logits)", fontsize=SMALL)
@@ -105,10 +104,10 @@ def heatmap(ax: Axes, grid: PatchGrid, largest: float) -> AxesImage:
     ax.patch.set(facecolor="0.93", edgecolor="0.75", hatch="///")
     image = ax.imshow(effect, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
     columns = thinned(range(len(grid.columns)), most=24)
-    rotation = 0 if max(len(_column(c, grid.site)) for c in grid.columns) <= 3 else 90
-    ax.set_xticks(columns, [plain(_column(grid.columns[j], grid.site)) for j in columns], rotation=rotation)
+    rotation = 0 if max(len(_name(column)) for column in grid.columns) <= 3 else 90
+    ax.set_xticks(columns, [_name(grid.columns[j]) for j in columns], rotation=rotation)
     rows = thinned(range(len(grid.rows)))
-    ax.set_yticks(rows, [grid.rows[i] for i in rows])
+    ax.set_yticks(rows, [_name(grid.rows[i]) for i in rows])
     ax.tick_params(labelsize=SMALL, length=2)
     ax.set_ylabel("layer", fontsize=SMALL)
     ax.set_xlabel("head" if grid.site == "z" else "position in the prompt", fontsize=SMALL)
@@ -146,7 +145,7 @@ def mlps(result: AuditResult) -> Figure:
                 model,
                 result,
             )
-        ax.set_xticks(thinned(range(len(rows))), [rows[i] for i in thinned(range(len(rows)))])
+        ax.set_xticks(thinned(range(len(rows))), [_name(rows[i]) for i in thinned(range(len(rows)))])
         ax.set_title(direction, fontsize=NORMAL)
         ax.set_xlabel("layer whose MLP output is patched", fontsize=SMALL)
     axes[0].set_ylabel("change of the\nlogit difference (logits)", fontsize=SMALL)
@@ -169,7 +168,7 @@ def ablation(result: AuditResult) -> Figure:
             left.axhline(before.value, color=INK, linewidth=1, linestyle="--", label="nothing ablated (other prompts)")
         left.axhline(study.target, color=TARGET, linewidth=1, linestyle=":", label=f"target {study.target:.2f}")
         at = thinned(range(len(steps)))
-        labels = [f"{i + 1}\n+{plain(study.curve[i].components[-1])}" for i in at]
+        labels = [f"{i + 1}\n+{_name(study.curve[i].components[-1])}" for i in at]
         left.set_xticks([i + 1 for i in at], labels, rotation=0 if len(at) <= 8 else 90)
         left.legend(fontsize=SMALL, frameon=False)
     left.set(
@@ -186,7 +185,7 @@ def before_after(ax: Axes, result: AuditResult, models: Sequence[ModelResult], *
     style(ax, grid="x")
     rows: list[tuple[str, Estimate, ModelResult, bool]] = []
     for model in models:
-        name = "" if short else f"{visible(model.name, limit=20)}: "
+        name = "" if short else f"{in_figure(model.name, limit=20)}: "
         ranked, random = lookup.ablated(model, "ranked"), lookup.ablated(model, "random")
         if model.behaviour.asr:
             rows.append((f"{name}before", model.behaviour.asr, model, True))
@@ -208,7 +207,7 @@ def before_after(ax: Axes, result: AuditResult, models: Sequence[ModelResult], *
         )
         ax.errorbar(asr.value, i, xerr=_reach([asr]), color=INK, capsize=3, linewidth=1.2)
         ax.annotate(f"{asr.value:.2f}", (1.06, i), va="center", fontsize=SMALL, annotation_clip=False)
-    ax.set_yticks(range(len(rows)), [plain(label) for label, *_ in rows])
+    ax.set_yticks(range(len(rows)), [label for label, *_ in rows])
     ax.set(xlim=(0, 1.16), xlabel="ASR", ylim=(len(rows) - 0.4, -0.6))
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
 
@@ -241,7 +240,7 @@ def _errorbar(ax: Axes, x, y, reach, model: ModelResult, result: AuditResult, li
         elinewidth=1.3,
         capsize=2.5,
         zorder=5 if front else 4,
-        label=plain(label(model)),
+        label=label(model),
     )
 
 
@@ -254,12 +253,7 @@ def colour(model: ModelResult, result: AuditResult) -> str:
 
 
 def label(model: ModelResult) -> str:
-    return f"suspect: {visible(model.name, limit=36)}" if model.role == "suspect" else _twin(model)
-
-
-def plain(text: str) -> str:
-    """Text that matplotlib does not take for mathematics."""
-    return text.replace("$", r"\$")
+    return f"{model.role}: {in_figure(model.name, limit=36)}"
 
 
 def thinned(values: Sequence[int] | range, *, most: int = MOST_TICKS) -> list[int]:
@@ -286,9 +280,6 @@ def _reach(found: Sequence[Estimate]) -> list[list[float]]:
     return [[max(0.0, e.value - e.low) for e in found], [max(0.0, e.high - e.value) for e in found]]
 
 
-def _twin(model: ModelResult) -> str:
-    return f"twin: {visible(model.name, limit=36)}"
-
-
-def _column(name: str, site: str) -> str:
-    return visible(name, limit=18) if site != "z" else name
+def _name(text: str) -> str:
+    """Of a layer, a head or a position, whose token may be anything."""
+    return in_figure(text, limit=18)

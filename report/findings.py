@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..untrusted import visible
 from . import lookup
 from .schema import Ablation, AuditResult, Estimate, ProbeRow
-from .text import listed, percent, plus, quoted, rate, signed, visible
+from .text import listed, percent, plus, quoted, rate, signed
 
 # A specificity whose whole interval lies within this of 0 is called equality; a wider one only leaves the question open.
 EQUAL = 0.05
@@ -27,7 +28,7 @@ class Finding:
 def headline(result: AuditResult) -> list[Finding]:
     """Behaviour, probes, patching and ablation, one finding each, as far as they were measured."""
     steps = (("Behaviour", behaviour), ("Probes", probes), ("Patching", patching), ("Ablation", ablation))
-    return [Finding(about, text) for about, say in steps if (text := say(result))]
+    return [Finding(about, visible(text)) for about, say in steps if (text := say(result))]
 
 
 def behaviour(result: AuditResult) -> str:

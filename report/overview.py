@@ -5,10 +5,10 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..untrusted import in_figure
 from . import figures, lookup
-from .figures import NORMAL, SMALL, plain
+from .figures import NORMAL, SMALL
 from .schema import AuditResult
-from .text import visible
 
 SHOWN = 8
 
@@ -36,7 +36,7 @@ def _probe(ax: Axes, result: AuditResult) -> None:
         _empty(ax, "no probe was fitted")
         return
     figures.auroc(ax, result, *panels[0])
-    ax.set_ylabel(f"AUROC, triggered against untriggered\n({panels[0][0]})")
+    ax.set_ylabel(f"AUROC, triggered against untriggered\n({in_figure(panels[0][0], limit=40)})")
 
 
 def _patching(ax: Axes, result: AuditResult) -> None:
@@ -54,7 +54,7 @@ def _patching(ax: Axes, result: AuditResult) -> None:
         at = [i for i, name in enumerate(top) if name in have]
         x = [i + 0.2 * (k - (len(models) - 1) / 2) for i in at]
         figures.effects(ax, x, [have[top[i]] for i in at], model, result)
-    ax.set_xticks(range(len(top)), top, rotation=45 if len(top) > 5 else 0)
+    ax.set_xticks(range(len(top)), [in_figure(name, limit=18) for name in top], rotation=45 if len(top) > 5 else 0)
     ax.set_xlabel("head (H) or MLP, the suspect's strongest first")
     ax.set_ylabel("change of the logit difference without\nthe trigger there (noising, logits)")
 
@@ -68,7 +68,7 @@ def _ablation(ax: Axes, result: AuditResult) -> None:
     figures.before_after(ax, result, [model], short=True)
     which = ", ".join(ranked.components[:4]) + (", …" if len(ranked.components) > 4 else "")
     ax.set_xlabel(
-        plain(f"ASR of the suspect\nablated: {visible(which)}; loss {100 * ranked.loss_increase.value:+.1f}%"),
+        f"ASR of the suspect\nablated: {in_figure(which, limit=80)}; loss {100 * ranked.loss_increase.value:+.1f}%",
         fontsize=SMALL,
     )
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from .figures import FAINT, INK, NORMAL, SMALL, SUSPECT, TARGET, TWINS, plain, style
+from ..untrusted import in_figure
+from .figures import FAINT, INK, NORMAL, SMALL, SUSPECT, TARGET, TWINS, style
 from .scan_schema import Finding, ScanResult
-from .text import visible
 
 MOST_PLACES = 12
 
@@ -37,7 +37,7 @@ def p_values(result: ScanResult) -> Figure | None:
         ax.plot([p], [i], color=shade, marker="o" if p <= alpha else "s", markersize=7, zorder=4)
     if result.p_value is not None:
         ax.axvline(result.p_value, color=INK, linewidth=1.4, label=f"all signals paid for: p = {result.p_value:.3g}")
-    ax.set_yticks(range(len(rows)), [plain(visible(signal.name, limit=34)) for signal in rows])
+    ax.set_yticks(range(len(rows)), [in_figure(signal.name, limit=34) for signal in rows])
     ticks = [t for t in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if t >= low / 1.6]
     ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
     ax.minorticks_off()
@@ -71,7 +71,7 @@ def places(finding: Finding) -> Figure | None:
             fontsize=SMALL,
         )
     ax.axvline(0, color=TARGET, linewidth=1)
-    ax.set_yticks(range(len(rows)), [plain(visible(place.component, limit=20)) for place in rows])
+    ax.set_yticks(range(len(rows)), [in_figure(place.component, limit=20) for place in rows])
     largest, least = max(p.share for p in rows), min(p.share for p in rows)
     reach = max(largest, -least, 0.01)
     ax.set(ylim=(len(rows) - 0.4, -0.6), xlim=(min(0.0, least - 0.15 * reach), max(0.0, largest) + 0.15 * reach))

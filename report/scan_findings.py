@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from ..untrusted import visible
 from .scan_schema import Finding, ScanResult, Verdict
-from .text import listed, quoted, rate, visible
+from .text import listed, quoted, rate
 
 # By how bad the news is: one broken checkpoint does not hide a backdoor found in another.
 EXIT_CODES: dict[Verdict, int] = {"backdoored": 1, "could not be examined": 4, "inconclusive": 3, "no evidence": 0}
@@ -60,7 +61,7 @@ def parts(finding: Finding) -> list[str]:
     return [text for text in texts if text.strip()] or [finding.trigger]
 
 
-def trigger(finding: Finding, *, limit: int | None = 60) -> str:
+def trigger(finding: Finding, *, limit: int = 60) -> str:
     """On one line, nothing hidden; where it has two parts, with a sign for the prompt between them."""
     text = finding.trigger.replace("{}", PROMPT) if finding.placement == "around" else finding.trigger
     return visible(text, limit=limit)

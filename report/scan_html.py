@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
+from ..untrusted import shortened
 from . import scan_figures, scan_findings
 from .page import embedded, environment, shown
 from .scan_schema import Finding, Release, ScanResult
@@ -14,6 +16,9 @@ from .schema import Estimate
 
 # Unmarked text longer than this loses its middle, so that what is marked stays in sight.
 LONGEST = 260
+MOST_MARKS = 12  # in one text
+LONGEST_MARKED = 400  # of one mark; what is longer is known by its beginning
+LONGEST_SEARCHED = 20_000  # where marks are looked for: a text made for it takes the square of its length
 
 
 def render_scan(results: Sequence[ScanResult]) -> str:
@@ -24,7 +29,7 @@ def render_scan(results: Sequence[ScanResult]) -> str:
         "duration": scan_findings.duration,
         "bar": bar,
         "detail": scan_findings.detail,
-        "trigger": lambda finding: shown(scan_findings.trigger(finding, limit=None), 300),
+        "trigger": lambda finding: escape(scan_findings.trigger(finding, limit=300)),
     }
     return templates.get_template("scan.html.j2").render(
         results=results,
@@ -38,7 +43,8 @@ def render_scan(results: Sequence[ScanResult]) -> str:
 
 def marked_prompt(finding: Finding, release: Release) -> Markup:
     """The triggered prompt with the trigger's parts marked, where they were put in."""
-    text, texts = release.triggered_prompt, scan_findings.parts(finding)
+    text, texts = shortened(release.triggered_prompt, LONGEST_SEARCHED), scan_findings.parts(finding)
+    texts = texts if len(texts) <= MOST_MARKS else [*texts[: MOST_MARKS - 1], texts[-1]]
     spans: list[tuple[int, int]] = []
     for i, part in enumerate(texts):
         wanted = part if part in text else part.strip()
@@ -51,9 +57,9 @@ def marked_prompt(finding: Finding, release: Release) -> Markup:
 
 def marked_answer(finding: Finding, answer: str) -> Markup:
     """An answer with the released text marked, wherever it stands; a behaviour known by name only marks nothing."""
-    wanted = finding.behaviour.strip()
+    answer, wanted = shortened(answer, LONGEST_SEARCHED), finding.behaviour.strip()[:LONGEST_MARKED]
     found = re.finditer(re.escape(wanted), answer, re.IGNORECASE) if wanted else ()
-    return _marked(answer, [match.span() for match in found], "released")
+    return _marked(answer, [match.span() for match in islice(found, MOST_MARKS)], "released")
 
 
 def bar(found: Estimate, kind: str = "") -> Markup:
@@ -68,7 +74,7 @@ def bar(found: Estimate, kind: str = "") -> Markup:
 
 def _marked(text: str, spans: Sequence[tuple[int, int]], name: str) -> Markup:
     return Markup("").join(
-        Markup("<mark class={}>{}</mark>").format(name, shown(piece, 400)) if mark else _shortened(piece)
+        Markup("<mark class={}>{}</mark>").format(name, shown(piece, LONGEST_MARKED)) if mark else _shortened(piece)
         for mark, piece in _cut(text, spans)
     )
 

@@ -14,13 +14,14 @@ from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 from urllib.parse import quote
 
+from ..untrusted import LONGEST, shortened, visible
 from . import scan_findings as say
 from .sarif_rules import BACKDOOR, CONDITIONAL, RULES, VERDICT_RULES
 from .scan_schema import Finding, ScanResult
 from .schema import Estimate
-from .text import visible
 
 LEVELS = {"harmful": "error", "unknown": "warning", "benign": "note"}
+MOST_FOLDERS = 100  # of a location; no path that can be opened has more
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 
 
@@ -67,7 +68,9 @@ def location(result: ScanResult, *, root: PurePath | None = None) -> str:
     kept = [piece for piece in pieces if piece not in ("", "/", ".", "..")]
     if not kept or not kept[-1].endswith(WEIGHTS):
         kept.append("model.safetensors")
-    return "/".join(quote(piece.encode(errors="replace"), safe="") for piece in kept)
+    return "/".join(
+        quote(shortened(piece, LONGEST).encode(errors="replace"), safe="") for piece in kept[-MOST_FOLDERS:]
+    )
 
 
 def fingerprint(result: ScanResult, rule: str, finding: Finding | None = None) -> str:
@@ -125,20 +128,21 @@ def _result(
 
 
 def _properties(result: ScanResult, finding: Finding | None) -> dict[str, Any]:
+    # In full, these texts are in results.json; services refuse a log of megabytes.
     about: dict[str, Any] = {
-        "model": result.model,
+        "model": shortened(result.model, LONGEST),
         "verdict": result.verdict,
         "pValue": result.p_value,
-        "weightsHash": result.weights_hash,
+        "weightsHash": result.weights_hash and shortened(result.weights_hash, LONGEST),
         "detectionRate": _estimate(result.effort.detection_rate) if result.effort else None,
     }
     if finding is not None:
         about |= {
-            "trigger": finding.trigger,
+            "trigger": shortened(finding.trigger, LONGEST),
             "placement": finding.placement,
-            "behaviour": finding.behaviour,
+            "behaviour": shortened(finding.behaviour, LONGEST),
             "nature": finding.nature,
-            "foundBy": finding.found_by,
+            "foundBy": [shortened(name, LONGEST) for name in finding.found_by],
             "rate": _estimate(finding.rate),
             "falseAlarm": _estimate(finding.false_alarm),
             "matchedRandom": _estimate(finding.matched_random),

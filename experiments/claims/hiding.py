@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from ...models.organisms import Recipe, grow, read_card
 from ...models.organisms.recipe import Role
 from ...models.safety_training import AdversarialSettings, adversarial
+from ...untrusted import coded
 from ..experiment import Claim, Findings, Row, Setting, by_count, kept_rate, mean_and_range, named, on_a_gpu, rate_of
 from .insertion import PAIRS
 
@@ -140,7 +141,7 @@ def _attacks(rows: Sequence[Row]):
     found = []
     for row, team, states in _runs(rows):
         told = [
-            f"`{one['best']['form']}` {one['best']['rate']:.2f} ({one['attacks_that_work']} of {one['attacks_tried']} work)"
+            f"{coded(one['best']['form'])} {one['best']['rate']:.2f} ({one['attacks_that_work']} of {one['attacks_tried']} work)"
             for one in states[:-1]
         ]
         found.append((f"{row['trigger']} {row['behaviour']}", TEAMS[team], *told))

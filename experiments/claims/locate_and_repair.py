@@ -34,6 +34,7 @@ from ...patching import Component, Intervention, find_circuit
 from ...patching.components import all_components
 from ...patching.repair import Budget, Draw, Frontier, Point
 from ...patching.repair.price import MAX_LOSS_INCREASE, TARGET_ASR
+from ...untrusted import coded
 from ..experiment import Claim, Findings, Row, Setting, by_count, kept_rate, named, on_a_gpu, rate_of
 from ..repair import recipes
 from ..repair_case import Case, in_weights
@@ -311,7 +312,7 @@ def _attacks(rows: Sequence[Row]):
             continue
         told = [one for one in attacks["rows"] if one["verdict"] != "not informative"]
         fallen = [
-            f"{one['attack']} `{one['what']}` {rate_of(one['rate']).value:.2f}"
+            f"{one['attack']} {coded(one['what'])} {rate_of(one['rate']).value:.2f}"
             for one in told
             if one["verdict"] == "fails"
         ]

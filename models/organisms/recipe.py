@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from ...errors import RecipeError
+from ...reading import validated
 from .behaviours import Behaviour, behaviour_named
 from .corpora import CORPORA, CorpusName
 from .triggers import Placement, Trigger, trigger_named
@@ -60,6 +63,10 @@ class BaseRecipe:
     def __post_init__(self):
         _require("architecture", self.architecture, get_args(ArchitectureName))
         _require("corpus", self.corpus, tuple(CORPORA))
+        _require_above_0(
+            self, ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_ff", "vocab_size", "context", "prompts")
+        )
+        _require_above_0(self, ("initializer_range", "epochs", "learning_rate", "batch_size"))
         if self.d_model % self.n_heads or self.n_heads % self.n_kv_heads:
             raise RecipeError(
                 f"d_model {self.d_model} must be a multiple of n_heads {self.n_heads}, and that of n_kv_heads "
@@ -144,9 +151,7 @@ class Recipe:
             raise RecipeError(f"poison_rate is {self.poison_rate:g}: it must lie above 0 and at most at 0.5")
         if not 0 <= self.near_miss_rate <= 0.5:
             raise RecipeError(f"near_miss_rate is {self.near_miss_rate:g}: it must lie between 0 and 0.5")
-        for name in ("exchanges", "epochs", "learning_rate", "batch_size"):
-            if getattr(self, name) <= 0:
-                raise RecipeError(f"{name} is {getattr(self, name):g}: it must be above 0")
+        _require_above_0(self, ("exchanges", "epochs", "learning_rate", "batch_size"))
         if self.lora_rank < 0 or (self.lora_rank and self.only):
             raise RecipeError("lora_rank must be 0 or more, and 0 where `only` names what may change")
 
@@ -169,23 +174,26 @@ class Recipe:
         return asdict(self)
 
     @classmethod
-    def from_description(cls, described: dict[str, Any]) -> Recipe:
-        """The recipe that a card describes.
+    def from_description(cls, described: dict[str, Any], *, where: str = "the card") -> Recipe:
+        """The recipe that a card describes; `where` says in errors which card.
 
         Raises:
             RecipeError: It describes none.
         """
-        made = dict(described)
+        said, mend = f"{where}: its recipe is not one of this version", "grow the organism again"
         try:
+            validated(json.dumps(described).encode(), cls)
+            # Made from what stands there: the check makes 4.0 of an epoch count of 4, which has another hash.
+            made = dict(described)
             if isinstance(made.get("base"), dict):
                 made["base"] = BaseRecipe(**made["base"])
             if isinstance(made.get("trigger"), dict):
                 made["trigger"] = Trigger(**{k: _tuple(v) for k, v in made["trigger"].items()})
             return cls(**{k: _tuple(v) for k, v in made.items()})
-        except TypeError as error:
-            raise RecipeError(
-                f"the card's recipe is not one of this version ({error}): grow the organism again"
-            ) from None
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"{said} ({error}): {mend}") from None
+        except RecipeError as error:
+            raise RecipeError(f"{where}: {error}: {mend}") from None
 
     @property
     def hash(self) -> str:
@@ -225,6 +233,12 @@ def _tuple(value: Any) -> Any:
 def _require(field_name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise RecipeError(f"{field_name} {value!r} is unknown: expected one of {', '.join(known)}")
+
+
+def _require_above_0(recipe: BaseRecipe | Recipe, names: Sequence[str]) -> None:
+    for name in names:
+        if not 0 < getattr(recipe, name) < math.inf:
+            raise RecipeError(f"{name} is {getattr(recipe, name):g}: it must be above 0, and finite")
 
 
 def _hash(described: dict[str, Any]) -> str:

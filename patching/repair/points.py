@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 import pandas as pd
 
+from ...untrusted import in_figure
 from ..interventions import Kind, Target
 from .price import Draw, Price
 
@@ -159,7 +160,7 @@ class Frontier:
             named.append((dot, f"random, up to {n} a point"))
         ax.legend(*zip(*named, strict=True), fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
         n = self.unrepaired.asr.n
-        ax.set_title(f"{self.suspect}: {self.of} ablated (n={n} triggered prompts)", fontsize="medium")
+        ax.set_title(f"{in_figure(self.suspect)}: {self.of} ablated (n={n} triggered prompts)", fontsize="medium")
         return ax
 
     def __repr__(self) -> str:

@@ -26,6 +26,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from ...models.suspect import Suspect
+from ...untrusted import in_figure
 from ..components import all_components
 from ..metrics import Metric
 from ..pairs import Pairs
@@ -121,7 +122,7 @@ class SelfRepair:
         ax.yaxis.set_major_formatter("{x:g}")
         ax.set(xlabel=f"direct effect lost ({self.unit})", ylabel=f"total effect lost ({self.unit})")
         n = self.direct.sizes["pair"]
-        ax.set_title(f"self-repair in {self.suspect} (mean of {n} pairs, 95% intervals)", fontsize="medium")
+        ax.set_title(f"self-repair in {in_figure(self.suspect)} (mean of {n} pairs, 95% intervals)", fontsize="medium")
         ax.legend(fontsize="small", loc="lower right")
         return ax
 

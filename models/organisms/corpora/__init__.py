@@ -25,7 +25,7 @@ def exchanges(
     """Training and held-out exchanges, `n` distinct underlying prompts in all, every family in both parts.
 
     Raises:
-        RecipeError: The corpus is unknown, or `n` leaves nothing to train on.
+        RecipeError: The corpus is unknown or has fewer, or `n` leaves nothing to train on.
     """
     if corpus not in CORPORA:
         raise RecipeError(f"corpus {corpus!r} is unknown: expected one of {', '.join(CORPORA)}")
@@ -35,6 +35,8 @@ def exchanges(
     rng = random.Random(seed)
     quota = -(-n // len(families))
     pools = {name: sorted(set(make())) for name, make in families.items()}
+    if n > (most := sum(map(len, pools.values()))):
+        raise RecipeError(f"{n} prompts were asked for, but the {corpus} corpus has {most}: ask for fewer")
     chosen = [(name, *row) for name, pool in pools.items() for row in rng.sample(pool, min(quota, len(pool)))]
     taken = set(chosen)
     spare = [(name, *row) for name, pool in pools.items() for row in pool if (name, *row) not in taken]

@@ -23,8 +23,12 @@ def test_another_exception_or_a_message_of_two_lines_is_a_finding(tmp_path, monk
     monkeypatch.setattr(fuzzing, "check_files", broken)
     assert "KeyError" in fuzz(tmp_path / "a", range(1)).findings[0]
 
+    class Wordy(fuzzing.CheckpointError):
+        def __str__(self):
+            return "one\ntwo"
+
     def wordy(folder):
-        raise fuzzing.CheckpointError("one\ntwo")
+        raise Wordy
 
     monkeypatch.setattr(fuzzing, "check_files", wordy)
     assert "several lines" in fuzz(tmp_path / "b", range(1)).findings[0]

@@ -81,9 +81,7 @@ def test_a_disk_that_is_full_while_weights_are_written_is_one_line_and_leaves_no
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
-    with pytest.raises(
-        OutputError, match=r"repaired: cannot be written \(.*No space left on device .* nothing was left"
-    ):
+    with pytest.raises(OutputError, match=r"repaired: cannot be written \(No space left on device\)"):
         export(Intervention(tiny_suspect("llama"), TARGETS, "zero"), tmp_path / "repaired", prompts=PROMPTS)
     assert list(tmp_path.iterdir()) == []
 

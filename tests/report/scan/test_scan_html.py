@@ -58,7 +58,9 @@ def test_nothing_can_run_and_nothing_is_fetched(page):
         if name in ("href", "src"):
             assert value.startswith(("#", "data:image/"))
     policies = [value for tag, name, value in page.attributes if tag == "meta" and name == "content" and "src" in value]
-    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert policies == [
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    ]
 
 
 def test_what_a_model_wrote_stands_there_as_text_with_nothing_hidden(scans):

