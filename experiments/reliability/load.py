@@ -35,7 +35,7 @@ SIZES: Mapping[str, tuple[int, ...]] = {
     "models": (25, 50, 100, 200),
     "layers": (6, 12, 24, 48),
 }
-SMALL: Mapping[str, tuple[int, ...]] = {"prompts": (500, 5_000), "models": (2,), "layers": (2, 4)}
+SMALL: Mapping[str, tuple[int, ...]] = {"prompts": (4_000, 16_000), "models": (2,), "layers": (2, 4)}
 _fork = multiprocessing.get_context("forkserver")
 _SPARE = 2 * 2**30  # bytes that a deep model may take besides its weights
 

