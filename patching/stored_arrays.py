@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..reading import regular
+from ..untrusted import shortened
 
 
 def read_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
@@ -34,7 +35,7 @@ def read_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
     except OSError:
         raise
     except Exception as error:  # zipfile and numpy's header raise half a dozen kinds, and few are written down
-        raise ValueError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__) from None
+        raise ValueError(f"{type(error).__name__}: {shortened(str(error), 200)}") from None
 
 
 def _array(content: bytes) -> np.ndarray:

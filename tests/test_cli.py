@@ -188,7 +188,7 @@ def test_a_repair_that_cannot_be_is_one_line_and_leaves_nothing(tiny_checkpoint,
     for arguments, said in (
         (("--circuit", tmp_path / "circuit.json", "--out", tmp_path / "out"), "suspect: Field required"),
         (("--circuit", tmp_path / "none.json", "--out", tmp_path / "out"), "cannot be read"),
-        (("--direction", tmp_path / "circuit.json", "--out", tmp_path / "out"), "holds no directions"),
+        (("--direction", tmp_path / "circuit.json", "--out", tmp_path / "out"), "not a whole safetensors file"),
         (("--circuit", tmp_path / "circuit.json", "--out", tmp_path), "is not empty"),
         (("--erase", "--out", tmp_path), "is not empty"),
         (("--erase", "--kind", "zero", "--out", tmp_path / "out"), "kind is 'zero': an erasure"),

