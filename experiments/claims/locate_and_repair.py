@@ -373,7 +373,7 @@ def _draw_heads(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks([1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1], ["3%", "6%", "12%", "25%", "50%", "100%"], fontsize=8)
     axes.set(xlabel="share of heads at their mean", ylabel="ASR", ylim=(-0.03, 1.03))
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)  # sets are everywhere below
 
 
 def _draw_ways(axes: Axes, rows: Sequence[Row]) -> None:

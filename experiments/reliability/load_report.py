@@ -29,6 +29,7 @@ def drawing(measured: Measured) -> Figure:
     for (above, below), (work, points) in zip(axes.T, measured.items(), strict=True):
         LINES[work](above, below, points)
         above.set(title=work, ylabel="processor time, s")
+        below.margins(y=0.25)  # room for the legend
         below.set(xlabel=SIZE[work], ylabel="peak memory, GiB", ylim=0)
         for one in (above, below):
             one.grid(alpha=0.3)

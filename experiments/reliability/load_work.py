@@ -33,7 +33,7 @@ from ...patching import LogitDifference, Pairs, sweep
 from ...probes import collect_to_disk
 from ...scanning import ScanConfig, scan_many
 from ..many_machines import BAD
-from .fuzzing import make_checkpoint
+from .small_checkpoint import make_checkpoint
 
 Point = dict[str, Any]
 MIB = 2**20

