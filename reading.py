@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import stat
 from collections.abc import Callable
 from functools import partial
@@ -100,7 +101,7 @@ def validated(content: bytes, kind: type[T], *, most: int = MOST_VALUES) -> T:
     Raises:
         ValueError: It is none, with the field and what is wrong with it in one line.
     """
-    if (values := sum(map(content.count, (b",", b"[", b"{")))) > most:  # those in texts among them
+    if _separators(content) > most and (values := _separators(_without_texts(content))) > most:
         raise ValueError(f"holds {values} values, and {most} are the most")
     parsed(content, whole=_of_64_bits, most=MOST_FIELDS)
     try:
@@ -131,6 +132,18 @@ def parsed(content: bytes, *, whole: Callable[[str], int] = int, most: int | Non
         )
     except (ValueError, RecursionError) as error:
         raise ValueError(shortened(" ".join(str(error).split()), 200)) from None
+
+
+def _separators(content: bytes) -> int:
+    """At least as many as there are values."""
+    return sum(map(content.count, (b",", b"[", b"{")))
+
+
+def _without_texts(content: bytes) -> bytes:
+    return _TEXT.sub(b"", content.replace(b"\\\\", b"").replace(b'\\"', b""))
+
+
+_TEXT = re.compile(rb'"[^"]*"')
 
 
 def _once(most: int | None, pairs: list[tuple[str, Any]]) -> dict[str, Any]:

