@@ -102,7 +102,7 @@ def tried(attack: Attack, out: Path) -> Try:
         attack.damage(folder, canary)
         before = contents(Path(scratch))
         receiving, sending = _fork.Pipe(duplex=False)
-        _fork.set_forkserver_preload([__name__])
+        _fork.set_forkserver_preload([Attack.__module__, held.__module__])
         process = _fork.Process(target=_load, args=(folder, attack.on_adapter, temporary, sending))
         process.start()
         sending.close()
@@ -130,7 +130,7 @@ def careless(out: Path) -> tuple[int, int]:
             with quietly():
                 make_checkpoint(folder)
             attack.damage(folder, canary)
-            if bringing := [path for path in sorted(folder.rglob("*")) if str(canary).encode() in _unpacked(path)]:
+            if bringing := [path for path in sorted(folder.rglob("*")) if canary.name.encode() in _unpacked(path)]:
                 opened += 1
                 _opened(bringing[0])
                 left += canary.exists()
@@ -168,7 +168,7 @@ def _counted(attacks: list[list[Try]]) -> tuple[str, ...]:
     every = [one for tries in attacks for one in tries]
     counts = (len(attacks), len(every), *(sum(map(bool, of)) for of in _outcomes(every)))
     slowest, most = (max((getattr(one, name) for one in every), default=0.0) for name in ("seconds", "mib"))
-    return (*map(str, counts), f"{slowest:.1f}", f"{most:.0f}")
+    return (*map(str, counts), f"{slowest:.2f}", f"{most:.1f}")
 
 
 def _outcomes(every: list[Try]) -> tuple[list[object], ...]:
