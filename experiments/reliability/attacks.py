@@ -375,6 +375,16 @@ _BY_KIND: Mapping[str, Mapping[str, tuple[Damage, str]]] = {
     },
     "adapters": {
         **{name: (_fields(ADAPTER, **changes), says) for name, (changes, says) in _ADAPTERS.items()},
+        "a matrix that is not there": (
+            _tensors(lambda found: found.pop(next(iter(found))), ADAPTER_WEIGHTS),
+            "has no tensor",
+        ),
+        "a matrix for no module": (
+            _tensors(
+                lambda found: found.update({"base_model.model.x.lora_A.weight": torch.ones(2, 16)}), ADAPTER_WEIGHTS
+            ),
+            "that no module takes",
+        ),
         "matrices of another shape": (_tensors(_widened, ADAPTER_WEIGHTS), "does not fit this base"),
         "NaN": (
             _tensors(lambda found: [one.fill_(float("nan")) for one in found.values()], ADAPTER_WEIGHTS),

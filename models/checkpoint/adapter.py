@@ -21,8 +21,8 @@ NAMES = 4096  # of modules
 OWN = "transformers.models."
 
 
-def check_adapter(folder: Path) -> None:
-    """Refuse an adapter that is no LoRA, asks for code, or names a rank that its tensors do not have.
+def check_adapter(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of an adapter's tensors; refuses one that is no LoRA, asks for code, or names a rank that they do not have.
 
     Raises:
         CheckpointError: It does one of these, or a file is missing or not whole.
@@ -57,6 +57,7 @@ def check_adapter(folder: Path) -> None:
                 f"{file}: asks for rank {rank!r:.40}, but its matrices have {sorted(ranks) or 'none'}"
             )
     _table(config.get("alpha_pattern"), "alpha_pattern", file)
+    return shapes
 
 
 def _check_names(value: Any, name: str, file: Path) -> None:
