@@ -39,7 +39,7 @@ SMALL_RECIPE, SMALL_HELD_OUT = Recipe(exchanges=1200), 60
 TOLERANCES: Mapping[str, float] = {
     "behaviour": 0.01,  # a share of prompts: four of four hundred
     "probes": 0.01,  # AUROC, its interval and what is derived from it
-    "patching": 0.01,  # logits, of up to 20
+    "patching": 1e-4,  # logits, of up to 20
     "ablation": 0.02,  # a share of prompts, after a cut that may lie beside the edge
     "other": 0.01,
 }
