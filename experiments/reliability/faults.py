@@ -185,7 +185,8 @@ def worker_killed(inputs: Path, out: Path, commands: list[str], rng: random.Rand
                 _judged(one.ended_within(), one.said, tally)
                 if one.children_left():
                     tally.findings.append("processes outlived it")
-                _again(command, inputs, Path(scratch), tally, expected)
+                # With other jobs each has other threads, with which training gives other weights.
+                _again(command, inputs, Path(scratch), tally, expected, jobs=2)
         if not tally.tries:
             tally.findings.append("no worker was there to be killed")
         yield tally
@@ -218,8 +219,10 @@ def _judged(code: int | None, said: list[str], tally: Tally) -> None:
         tally.findings.append(f"ended with {code}: {' / '.join(said[-2:])}")
 
 
-def _again(command: str, inputs: Path, folder: Path, tally: Tally, expected: Mapping[str, str]) -> None:
-    one = Running(command, inputs, folder)
+def _again(
+    command: str, inputs: Path, folder: Path, tally: Tally, expected: Mapping[str, str], *, jobs: int = 1
+) -> None:
+    one = Running(command, inputs, folder, jobs)
     if one.ended_within() != 0:
         tally.findings.append(f"started again it failed: {' / '.join(one.said[-2:])}")
         return

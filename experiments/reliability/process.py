@@ -76,7 +76,8 @@ class Running:
     def said(self) -> list[str]:
         """Lines of its last words: one for an error that a user can mend, a traceback for any other."""
         text = self._log.read_text(errors="replace") if self._log.exists() else ""
-        return text.rpartition(_LAST_WORDS)[2].strip().splitlines()
+        # Libraries may have something to say of the end itself.
+        return text.rpartition(_LAST_WORDS)[2].partition(_END)[0].strip().splitlines()
 
 
 def _command_line(pid: int) -> str:
@@ -86,7 +87,7 @@ def _command_line(pid: int) -> str:
         return ""
 
 
-_LAST_WORDS = "---- last words ----\n"
+_LAST_WORDS, _END = "---- last words ----\n", "\n---- end ----"
 
 
 def kill(pid: int) -> None:
@@ -110,5 +111,5 @@ def _run(command: str, inputs: Path, folder: Path, jobs: int) -> None:
     except BaseException:
         words, code = traceback.format_exc(), 1
     if code:
-        print(f"{_LAST_WORDS}{words}", flush=True)
+        print(f"{_LAST_WORDS}{words}{_END}", flush=True)
     sys.exit(code)
