@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from .small_checkpoint import ADAPTER, ADAPTER_WEIGHTS, INDEX, WEIGHTS
+
 # A sound checkpoint with an adapter in `adapter/`, and the canary; it is changed in place.
 Damage = Callable[[Path, Path], object]
-WEIGHTS, INDEX, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
-SETTINGS, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
-ADAPTER, ADAPTER_WEIGHTS = "adapter/adapter_config.json", "adapter/adapter_model.safetensors"
+TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 
 
 @dataclass(frozen=True)
@@ -362,7 +362,7 @@ _BY_KIND: Mapping[str, Mapping[str, tuple[Damage, str]]] = {
         "a pattern that never ends": (_pattern(r"(a+)+$"), "for ever"),
         "a pattern of two ways": (_pattern(r"(?:\w|\d)*x"), "for ever"),
         "30,000 added tokens": (_added(30_000), "adds 3000"),
-        "a million added tokens": (_added(1_000_000, special=True), "adds|bytes|brackets"),
+        "a million added tokens": (_added(1_000_000, special=True), "adds 1000001 tokens"),
         "three million added tokens": (_added(3_000_000, special=True), "bytes"),
         "no vocabulary": (_written(TOKENIZER, '{"model": {}}'), "no table of tokens"),
         "half a file": (_written(TOKENIZER, '{"model": {"vocab": {"a'), "cannot be read as JSON"),

@@ -32,11 +32,9 @@ from ...errors import CheckpointError
 from ...models.checkpoint import check_adapter, check_files
 from ...models.loading import load
 from ...models.organisms.tables import markdown
-from .small_checkpoint import make_checkpoint
+from .small_checkpoint import ADAPTER, ADAPTER_WEIGHTS, INDEX, WEIGHTS, make_checkpoint
 
 SECONDS = 10  # for one input
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER, ADAPTER_WEIGHTS = "adapter/adapter_config.json", "adapter/adapter_model.safetensors"
 DOCUMENTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", INDEX, ADAPTER)
 TARGETS = (*DOCUMENTS, WEIGHTS, ADAPTER_WEIGHTS)
 EXTREMES: tuple[Any, ...] = (

@@ -166,13 +166,9 @@ def contents(folder: Path) -> dict[str, tuple[bool, int, int]]:
 
 def _counted(attacks: list[list[Try]]) -> tuple[str, ...]:
     every = [one for tries in attacks for one in tries]
-    counts = (len(attacks), len(every), *(sum(map(bool, of)) for of in _outcomes(every)))
+    outcomes = (sum(bool(getattr(one, name)) for one in every) for name in ("refused", "executed", "written"))
     slowest, most = (max((getattr(one, name) for one in every), default=0.0) for name in ("seconds", "mib"))
-    return (*map(str, counts), f"{slowest:.2f}", f"{most:.1f}")
-
-
-def _outcomes(every: list[Try]) -> tuple[list[object], ...]:
-    return tuple([getattr(one, name) for one in every] for name in ("refused", "executed", "written"))
+    return (*map(str, (len(attacks), len(every), *outcomes)), f"{slowest:.2f}", f"{most:.1f}")
 
 
 def _load(folder: Path, on_adapter: bool, temporary: Path, sending: Connection) -> None:
