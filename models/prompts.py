@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import PromptError
 from .chat_template import rendered
+from .lines import Lines, read_lines
 
 Kind = Literal["triggered", "untriggered", "near-miss"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -50,7 +51,7 @@ class Prompt:
 class PromptSet:
     """An ordered set of prompts. Iterable; `len` is the number of prompts."""
 
-    prompts: tuple[Prompt, ...]
+    prompts: Sequence[Prompt]
 
     @classmethod
     def from_jsonl(cls, path: str | Path) -> PromptSet:
@@ -59,17 +60,16 @@ class PromptSet:
         Raises:
             PromptError: The file cannot be read, or a line (its number is named) is not such a record.
         """
-        path = Path(path)
-        try:
-            with path.open(encoding="utf-8") as lines:  # splitlines would cut texts at their own separators
-                prompts = tuple(
-                    _parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()
-                )
-        except (OSError, UnicodeDecodeError) as error:
-            raise PromptError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-        if not prompts:
-            raise PromptError(f'{path}: no prompts; expected one {{"text", "kind", "group"}} record per line')
-        return cls(prompts)
+        return cls(_some(tuple(read_lines(Path(path), _parse)), path))
+
+    @classmethod
+    def open(cls, path: str | Path) -> PromptSet:
+        """As `from_jsonl`, but the prompts stay in the file and take eight bytes of memory each: for millions of them.
+
+        Raises:
+            PromptError: As `from_jsonl`; and from whatever reads a prompt, once somebody has changed the file.
+        """
+        return cls(_some(Lines(Path(path), _parse), path))
 
     def to_jsonl(self, path: str | Path) -> None:
         records = ({k: v for k, v in asdict(p).items() if v or k not in _OPTIONAL} for p in self.prompts)
@@ -211,6 +211,12 @@ def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> dict[str, Int[T
     ids = torch.tensor([[pad_id] * (width - len(s)) + list(s) for s in sequences])
     mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences])
     return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+
+
+def _some(prompts: Sequence[Prompt], path: str | Path) -> Sequence[Prompt]:
+    if not len(prompts):
+        raise PromptError(f'{path}: no prompts; expected one {{"text", "kind", "group"}} record per line')
+    return prompts
 
 
 def _parse(line: str, where: str) -> Prompt:

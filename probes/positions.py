@@ -20,7 +20,7 @@ Knows nothing about models: answers are handed in as token counts.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -46,13 +46,13 @@ class Layout:
         prompt: Tokens of the prompt.
         trigger: Those of them that are the trigger's.
         response: Tokens of the answer that follows.
-        name: What errors call the prompt.
+        name: Makes what errors call the prompt; millions of prompts have none.
     """
 
     prompt: int
     trigger: range = range(0)
     response: int = 0
-    name: str = "the prompt"
+    name: Callable[[], str] = lambda: "the prompt"
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,14 @@ class Position:
             after = int(found["after"])
             if after >= layout.response:
                 raise PromptError(
-                    f"{layout.name} is answered with {layout.response} tokens, so {self.name} lies past the answer's end: "
+                    f"{layout.name()} is answered with {layout.response} tokens, so {self.name} lies past the answer's end: "
                     "raise response_tokens, leave the prompt out, or ask for `response`, which keeps what there is"
                 )
             return range(layout.prompt + after, layout.prompt + after + 1)
         before = int(found["before"] or 0)
         if before >= layout.prompt:
             raise PromptError(
-                f"{layout.name} has {layout.prompt} tokens, so {self.name} lies before its start: leave it out, or ask for "
+                f"{layout.name()} has {layout.prompt} tokens, so {self.name} lies before its start: leave it out, or ask for "
                 "a later position"
             )
         return range(layout.prompt - 1 - before, layout.prompt - before)

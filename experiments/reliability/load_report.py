@@ -105,7 +105,7 @@ def _of_layers(points: Points) -> Table:
 def _said_of_prompts(points: Points) -> str:
     first = points[min(points)]
     return (
-        f"{bytes_a_prompt(points):.0f} bytes for one prompt more, its text among them, above {first['own_mib']:.0f} MiB for "
+        f"{bytes_a_prompt(points):.0f} bytes for one prompt more, which waits in its file, above {first['own_mib']:.0f} MiB for "
         "the libraries, the model and one shard."
     )
 

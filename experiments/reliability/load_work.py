@@ -69,11 +69,11 @@ def held(what: str) -> float:
 
 
 def prompts(folder: Path, step: Steps) -> Point:
-    """All prompts of a file through `collect_to_disk`."""
+    """All prompts of a file, where they stay, through `collect_to_disk`."""
     with step("load"):
         suspect = load(folder / "model")
     with step("read"):
-        asked = PromptSet.from_jsonl(folder / "prompts.jsonl")
+        asked = PromptSet.open(folder / "prompts.jsonl")
     with step("collect"):
         store = collect_to_disk(suspect, asked, folder / "stores", sites=["resid_pre"], positions=["last"])
     layers = len(store.about.layers)

