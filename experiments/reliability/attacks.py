@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from .small_checkpoint import ADAPTER, ADAPTER_WEIGHTS, INDEX, WEIGHTS
+from ...models.checkpoint.header import METADATA
+from .small_checkpoint import ADAPTER, ADAPTER_WEIGHTS, INDEX, WEIGHTS, joined, parts
 
 # A sound checkpoint with an adapter in `adapter/`, and the canary; it is changed in place.
 Damage = Callable[[Path, Path], object]
@@ -114,22 +114,21 @@ def _header(change: Callable[[dict[str, Any]], Any], name: str = WEIGHTS) -> Dam
     """The header changed as a table, or another in its place; the tensors stay as they are."""
 
     def damage(folder: Path, _canary: Path) -> None:
-        content = (folder / name).read_bytes()
-        (length,) = struct.unpack("<Q", content[:8])
-        header = json.loads(content[8 : 8 + length])
+        head, tensors = parts((folder / name).read_bytes())
+        header = json.loads(head)
         changed = change(header)
         text = changed if isinstance(changed, bytes) else json.dumps(header).encode()
-        (folder / name).write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+        (folder / name).write_bytes(joined(text, tensors))
 
     return damage
 
 
 def _first(header: Mapping[str, Any]) -> Any:
-    return next(entry for name, entry in header.items() if name != "__metadata__")
+    return next(entry for name, entry in header.items() if name != METADATA)
 
 
 def _twice(header: Mapping[str, Any]) -> bytes:
-    name, entry = next((n, e) for n, e in header.items() if n != "__metadata__")
+    name, entry = next((n, e) for n, e in header.items() if n != METADATA)
     return (json.dumps(header)[:-1] + f", {json.dumps(name)}: {json.dumps(entry)}}}").encode()
 
 
@@ -317,7 +316,7 @@ _BY_KIND: Mapping[str, Mapping[str, tuple[Damage, str]]] = {
     },
     "headers of weights": {
         "an empty file": (_written(WEIGHTS, b""), "0 bytes"),
-        "eight bytes": (_written(WEIGHTS, struct.pack("<Q", 2**63)), "header claims"),
+        "eight bytes": (_written(WEIGHTS, joined(b"", b"", length=2**63)), "header claims"),
         "a length of 2^64 - 1": (_written(WEIGHTS, b"\xff" * 8 + b"{}" * 50), "header claims"),
         "a file cut in its header": (_cut(0.001), _BROKEN),
         "a file cut in its tensors": (_cut(0.9), _BROKEN),
@@ -345,7 +344,7 @@ _BY_KIND: Mapping[str, Mapping[str, tuple[Damage, str]]] = {
         "an index of an absolute path": (_indexed("/etc/hostname"), _ELSEWHERE),
         "a shard that is not there": (_sharded(None), _ELSEWHERE),
         "a shard of no bytes": (_sharded(b""), "0 bytes"),
-        "a shard cut short": (_sharded(struct.pack("<Q", 900) + b'{"x":'), "header claims"),
+        "a shard cut short": (_sharded(joined(b'{"x":', b"", length=900)), "header claims"),
         "an index that names a tensor twice": (_written(INDEX, '{"weight_map": {"x": "a", "x": "b"}}'), "twice"),
         "an index of 100,000 files": (
             _written(INDEX, json.dumps({"weight_map": {str(i): f"{i}.safetensors" for i in range(100_000)}})),

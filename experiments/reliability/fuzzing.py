@@ -17,7 +17,6 @@ import argparse
 import json
 import random
 import signal
-import struct
 import sys
 import tempfile
 import time
@@ -30,9 +29,10 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ...models.checkpoint import check_adapter, check_files
+from ...models.checkpoint.header import METADATA
 from ...models.loading import load
 from ...models.organisms.tables import markdown
-from .small_checkpoint import ADAPTER, ADAPTER_WEIGHTS, INDEX, WEIGHTS, make_checkpoint
+from .small_checkpoint import ADAPTER, ADAPTER_WEIGHTS, INDEX, WEIGHTS, joined, make_checkpoint, parts
 
 SECONDS = 10  # for one input
 DOCUMENTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", INDEX, ADAPTER)
@@ -84,7 +84,8 @@ def fuzz(scratch: Path, numbers, *, seed: int = 0, loaded: float = 0.02, debug: 
     folder = scratch / "checkpoint"
     make_checkpoint(folder)
     sound = {name: (folder / name).read_bytes() for name in TARGETS if (folder / name).exists()}
-    sound[INDEX] = json.dumps({"weight_map": dict.fromkeys(_header(sound[WEIGHTS])[1], WEIGHTS)}).encode()
+    tensors = [name for name in json.loads(parts(sound[WEIGHTS])[0]) if name != METADATA]
+    sound[INDEX] = json.dumps({"weight_map": dict.fromkeys(tensors, WEIGHTS)}).encode()
     tally = Tally()
     for number in numbers:
         rng = random.Random(f"{seed} {number}")
@@ -109,10 +110,10 @@ def fuzz(scratch: Path, numbers, *, seed: int = 0, loaded: float = 0.02, debug: 
 def mutated(name: str, sound: bytes, rng: random.Random) -> bytes:
     """The file with one to three changes."""
     if name.endswith(".safetensors"):
-        head, _, body = _header(sound)
+        head, body = parts(sound)
         text = _changed(head, rng)
         length = len(text) if rng.random() < 0.9 else rng.choice((0, 1, len(text) - 1, len(text) + 9, 2**40, 2**64 - 1))
-        return struct.pack("<Q", length) + text + (body if rng.random() < 0.9 else body[: rng.randrange(len(body))])
+        return joined(text, body if rng.random() < 0.9 else body[: rng.randrange(len(body))], length=length)
     return _changed(sound, rng)
 
 
@@ -198,14 +199,6 @@ def _within(seconds: int) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-def _header(content: bytes) -> tuple[bytes, dict[str, Any], bytes]:
-    (length,) = struct.unpack("<Q", content[:8])
-    head = content[8 : 8 + length]
-    table = json.loads(head)
-    table.pop("__metadata__", None)
-    return head, table, content[8 + length :]
 
 
 if __name__ == "__main__":

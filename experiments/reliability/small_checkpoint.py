@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from pathlib import Path
 
 import torch
@@ -30,3 +32,17 @@ def make_checkpoint(folder: Path, *, seed: int = 0) -> None:
     tokenizer.save_pretrained(folder)
     lora = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     get_peft_model(model, lora).save_pretrained(str(folder / "adapter"))
+    settings = json.loads((folder / ADAPTER).read_text())
+    settings["target_modules"].sort()  # peft writes a set: each process would have another file
+    (folder / ADAPTER).write_text(json.dumps(settings, indent=2))
+
+
+def parts(content: bytes) -> tuple[bytes, bytes]:
+    """Header and tensors of a safetensors file."""
+    (length,) = struct.unpack("<Q", content[:8])
+    return content[8 : 8 + length], content[8 + length :]
+
+
+def joined(header: bytes, tensors: bytes, *, length: int | None = None) -> bytes:
+    """Such a file; one that lies about the length of its header where another is given."""
+    return struct.pack("<Q", len(header) if length is None else length) + header + tensors

