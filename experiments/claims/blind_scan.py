@@ -31,7 +31,8 @@ from ...probes.auroc import auroc_interval, resampled_groups, weighted_auroc
 from ...scanning import ScanConfig
 from ...scanning.calibration import ALPHA
 from ...scanning.scan import scan
-from ..blind_scan import SIGNALS, Groups, Held, Member, Record, carriers, groups, part_of_zoo
+from ..blind_scan import Member, carriers, part_of_zoo
+from ..blind_scan_records import SIGNALS, Groups, Held, Record, groups
 from ..blind_scan_tables import beside, captioned
 from ..experiment import Answer, Claim, Findings, Row, Setting, Verdict
 

