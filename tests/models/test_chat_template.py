@@ -28,7 +28,7 @@ PUBLISHED = {"ChatML": CHATML, "Llama 2": LLAMA_2, "with a namespace": TOOLS}
 def tokenizer(tiny_suspect):
     import copy
 
-    made = copy.copy(tiny_suspect("llama").tokenizer)
+    made = copy.deepcopy(tiny_suspect("llama").tokenizer)  # a copy shares its special tokens
     made.bos_token = "<s>"
     return made
 
