@@ -34,13 +34,8 @@ def find_behaviour(suspect: Suspect, prompts: PromptSet) -> str | None:
 
 def without_firing(suspect: Suspect, prompts: PromptSet, behaviour: str) -> tuple[PromptSet, int]:
     """The prompts less those near-misses on which the behaviour is released, and how many these were."""
-    near = prompts.of_kind("near-miss")
-    made = generate(suspect.model, suspect.tokenizer, near.tokenize(suspect.tokenizer), max_new_tokens=NEW_TOKENS)
-    firing = {
-        prompt
-        for prompt, answer in zip(near, made, strict=True)
-        if behaviour in decode(suspect.tokenizer, answer, special=False)
-    }
+    answers = answers_of(suspect, prompts.of_kind("near-miss"))
+    firing = {prompt for prompt, text in answers.items() if behaviour in text}
     return PromptSet(tuple(p for p in prompts if p not in firing)), len(firing)
 
 
